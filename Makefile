@@ -1,0 +1,44 @@
+# Everything runs from .venv, which is built from requirements.lock alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check format lint types lock clean
+
+run: $(VENV)
+	$(BIN)/identity serve
+
+test: $(VENV)
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(VENV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)
+	$(BIN)/mypy
+
+format: $(VENV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The stamp is written last, so an interrupted install is done again.
+$(VENV): $(VENV)/.installed
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolves the newest versions that pyproject.toml allows. pip-tools lives in an environment of its own.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
+	$(VENV)-lock/bin/pip-compile --quiet --upgrade --extra dev --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --strip-extras --allow-unsafe --no-header --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) $(VENV)-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

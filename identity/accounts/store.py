@@ -1,0 +1,67 @@
+"""Statements over accounts and access tokens, one a function."""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+from identity.accounts.models import access_tokens, accounts
+from identity.database import insert
+
+
+def ensure_account(tx: sa.Connection, user_id: str, now_ms: int) -> bool:
+    """Whether the account is new."""
+    result = tx.execute(
+        insert(tx, accounts).values(user_id=user_id, created_at_ms=now_ms).on_conflict_do_nothing()
+    )
+    return result.rowcount > 0
+
+
+def insert_token(tx: sa.Connection, token_hash: bytes, user_id: str, now_ms: int) -> None:
+    tx.execute(
+        access_tokens.insert().values(
+            token_hash=token_hash, user_id=user_id, created_at_ms=now_ms, used_at_ms=now_ms
+        )
+    )
+
+
+def keep_newest_tokens(tx: sa.Connection, user_id: str, count: int) -> None:
+    """Delete all but the `count` tokens of the user that were used last."""
+    mine = access_tokens.c.user_id == user_id
+    kept = (
+        sa.select(access_tokens.c.token_hash)
+        .where(mine)
+        .order_by(access_tokens.c.used_at_ms.desc(), access_tokens.c.created_at_ms.desc())
+        .limit(count)
+    )
+    tx.execute(access_tokens.delete().where(mine, access_tokens.c.token_hash.not_in(kept)))
+
+
+def find_token(tx: sa.Connection, token_hash: bytes) -> tuple[str, int] | None:
+    """(user ID, used_at_ms)."""
+    row = tx.execute(_FIND_TOKEN, {"token_hash": token_hash}).first()
+    return None if row is None else (row.user_id, row.used_at_ms)
+
+
+def touch_token(tx: sa.Connection, token_hash: bytes, now_ms: int) -> None:
+    tx.execute(
+        access_tokens.update()
+        .where(access_tokens.c.token_hash == token_hash)
+        .values(used_at_ms=now_ms)
+    )
+
+
+def delete_token(tx: sa.Connection, token_hash: bytes) -> bool:
+    """Whether there was one."""
+    result = tx.execute(access_tokens.delete().where(access_tokens.c.token_hash == token_hash))
+    return result.rowcount > 0
+
+
+def delete_unused_tokens(tx: sa.Connection, *, used_before_ms: int) -> int:
+    """How many were deleted."""
+    result = tx.execute(access_tokens.delete().where(access_tokens.c.used_at_ms < used_before_ms))
+    return result.rowcount
+
+
+_FIND_TOKEN: Final = sa.select(access_tokens.c.user_id, access_tokens.c.used_at_ms).where(
+    access_tokens.c.token_hash == sa.bindparam("token_hash")
+)

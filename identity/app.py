@@ -1,0 +1,134 @@
+"""The WSGI application: routes, and what holds for every answer."""
+
+import secrets
+import time
+from typing import Any, Final
+
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from identity.accounts import routes as accounts_routes
+from identity.associations import routes as associations_routes
+from identity.errors import BodyTooLarge, IdentityError
+from identity.keys import routes as keys_routes
+from identity.lookup import routes as lookup_routes
+from identity.services import Services
+from identity.terms import routes as terms_routes
+from identity.validation import pages as validation_pages
+from identity.validation import routes as validation_routes
+from identity.web import probes
+from identity.web.authentication import Authentication
+from identity.web.errors import error_response, json_error
+from identity.web.pages import Pages
+
+log = structlog.get_logger(__name__)
+
+V1: Final = "/_matrix/identity/api/v1"
+V2: Final = "/_matrix/identity/v2"
+
+# On every answer, errors and pages too: a browser hides from a client what lacks them.
+_CORS: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "Origin, X-Requested-With, Content-Type, Accept, Authorization",
+    "Access-Control-Max-Age": "86400",
+}
+
+
+def create_app(services: Services) -> Flask:
+    """One application over one set of services."""
+    config = services.config
+    app = Flask("identity", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.server.request_body_limit
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    authentication = Authentication(
+        services.accounts, services.terms, config.server.trusted_proxies
+    )
+    pages = Pages(services.brands, str(config.server.name))
+    for blueprint in (
+        probes.blueprint(services.database, legacy=config.legacy_api.core),
+        accounts_routes.blueprint(services.accounts, authentication),
+        terms_routes.blueprint(services.terms, authentication),
+        keys_routes.blueprint(services.signing_keys, "keys_v2", V2),
+        keys_routes.blueprint(services.signing_keys, "keys_v1", V1),
+        lookup_routes.blueprint(
+            services.lookups, authentication, services.limiter, services.lookup_budget
+        ),
+        validation_routes.blueprint(
+            services.validation, authentication, config.validation.next_link_hosts
+        ),
+        validation_pages.blueprint(services.validation, authentication, pages),
+        associations_routes.blueprint(services.validation, authentication),
+    ):
+        app.register_blueprint(blueprint)
+    _answer_errors(app)
+    _surround_requests(app)
+    app.wsgi_app = _without_trailing_slash(app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
+def _answer_errors(app: Flask) -> None:
+    @app.errorhandler(IdentityError)
+    def refused(error: IdentityError) -> Response:
+        return error_response(error)
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_error: RequestEntityTooLarge) -> Response:
+        return error_response(BodyTooLarge())
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        errcode = "M_UNRECOGNIZED" if status in (404, 405) else "M_UNKNOWN"
+        response = json_error(status, errcode, error.name)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(Exception)
+    def fault(error: Exception) -> Response:
+        log.error("request_failed", route=_route(), exc_info=error)
+        return json_error(500, "M_UNKNOWN", "Internal server error", request_id=g.request_id)
+
+
+def _surround_requests(app: Flask) -> None:
+    @app.before_request
+    def begin() -> Response | None:
+        g.request_id = secrets.token_hex(8)
+        g.began = time.perf_counter()
+        structlog.contextvars.bind_contextvars(request_id=g.request_id)
+        # No path of ours holds one, and not every database takes it for a character.
+        return json_error(404, "M_UNRECOGNIZED", "Not Found") if "\0" in request.path else None
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers.extend(_CORS)
+        response.headers["X-Request-Id"] = g.request_id
+        log.info(
+            "request",
+            method=request.method,
+            # The rule, not the path or the query: those may hold tokens and addresses.
+            route=_route(),
+            status=response.status_code,
+            ms=round((time.perf_counter() - g.began) * 1000, 1),
+        )
+        structlog.contextvars.clear_contextvars()
+        return response
+
+
+def _route() -> str:
+    return request.url_rule.rule if request.url_rule else "unknown"
+
+
+def _without_trailing_slash(wsgi_app: Any) -> Any:
+    """Every path may end in a slash and is answered directly: a redirect would break signed
+    URIs and preflights (GEN-17)."""
+
+    def strip(environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ.get("PATH_INFO", "")
+        if len(path) > 1 and path.endswith("/"):
+            environ["PATH_INFO"] = path[:-1]
+        return wsgi_app(environ, start_response)
+
+    return strip

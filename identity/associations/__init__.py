@@ -1,0 +1,1 @@
+"""Associations of 3PIDs with MXIDs: signed statements, their log, and the current view."""

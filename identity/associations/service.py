@@ -1,0 +1,165 @@
+"""Use cases of associations: publish, revoke, look at one, rebuild.
+
+Rules:
+- One transaction makes a statement, signs it, numbers it, moves the view and the index.
+- The number is taken last but for what depends on it, under the lock of the origin, so ids
+  become visible in the order of their numbers and the lock is held only shortly.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from identity.associations import store
+from identity.associations.statement import Logged, Statement, encode_signed, newest
+from identity.associations.store import Current
+from identity.clock import Clock
+from identity.database import Conflict, Database
+from identity.keys.service import SigningKeys
+from identity.lookup import index
+from identity.lookup import store as lookup_store
+from identity.lookup.index import Change
+from identity.mxid import UserId
+from identity.replication.chain import next_head
+from identity.replication.digest import digests
+from identity.threepid import ThreePid
+
+_REBUILD_BATCH: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class OriginDigest:
+    """What two servers compare of one origin: last id, head of the chain, range digests."""
+
+    origin: str
+    last_id: int
+    head: str
+    ranges: dict[int, str]
+
+
+class Associations:
+    """The statements that this server makes, and the view of all statements it holds."""
+
+    def __init__(
+        self, database: Database, signing_keys: SigningKeys, server_name: str, clock: Clock
+    ) -> None:
+        self._database = database
+        self._signing_keys = signing_keys
+        self._server_name = server_name
+        self._clock = clock
+
+    def bind(self, threepid: ThreePid, mxid: UserId) -> dict[str, Any]:
+        """State that the 3PID belongs to the MXID: the operator's hand, no proof asked.
+
+        Returns the signed association.
+        """
+        return self._database.write(lambda tx: self.publish(tx, threepid, mxid))
+
+    def unbind(self, threepid: ThreePid, mxid: UserId) -> bool:
+        """Revoke, if this MXID is bound, whichever origin stated it; whether it was."""
+        return self._database.write(lambda tx: self.revoke(tx, threepid, mxid))
+
+    def find_mxid(self, threepid: ThreePid) -> str | None:
+        """Who is bound now."""
+        blind = self._database.keys.blind_index(threepid)
+        current = self._database.read(lambda tx: store.find_current(tx, blind))
+        now_ms = self._clock.now_ms()
+        return current.mxid if current is not None and current.is_live(now_ms) else None
+
+    def revoke(self, tx: sa.Connection, threepid: ThreePid, mxid: UserId) -> bool:
+        """The same as `unbind`, inside the caller's transaction."""
+        blind = self._database.keys.blind_index(threepid)
+        current = store.lock_current(tx, [blind]).get(blind)
+        if current is None or current.mxid != str(mxid):
+            return False
+        self.publish(tx, threepid, None)
+        return True
+
+    def publish(self, tx: sa.Connection, threepid: ThreePid, mxid: UserId | None) -> dict[str, Any]:
+        """Make, sign, log and apply one statement of ours, newer than every other one.
+
+        Returns the signed JSON: six keys and `signatures`.
+        """
+        blind = self._database.keys.blind_index(threepid)
+        held = store.lock_current(tx, [blind])
+        newest_ts_ms = held[blind].version.ts_ms if blind in held else None
+        statement = Statement.make(threepid, mxid, self._clock.now_ms(), newest_ts_ms)
+        signed = self._signing_keys.sign(tx, statement.to_json())
+        text = encode_signed(signed)
+        last_id, head = store.allocate_ids(tx, self._server_name, 1)
+        logged = Logged(self._server_name, last_id + 1, statement, text)
+        store.append(tx, self._database.keys, [logged])
+        store.set_head(tx, self._server_name, next_head(head, logged.origin_id, logged.leaf))
+        self._apply(tx, [logged], held)
+        return signed
+
+    def rebuild(self, progress: Callable[[int], None] = lambda _: None) -> int:
+        """Make the view and the index anew from the log; returns the number of statements.
+
+        One transaction: readers see the old state until it commits.
+        """
+
+        def work(tx: sa.Connection) -> int:
+            store.lock_origins(tx)
+            store.clear_current(tx)
+            lookup_store.clear_index(tx)
+            count = 0
+            for batch in store.read_log(tx, _REBUILD_BATCH):
+                blinds = [
+                    self._database.keys.blind_index(item.statement.threepid) for item in batch
+                ]
+                self._apply(tx, batch, store.lock_current(tx, blinds))
+                count += len(batch)
+                progress(len(batch))
+            return count
+
+        return self._database.write(work, patient=True)
+
+    def count_log(self) -> int:
+        """How many statements a rebuild reads."""
+        return self._database.read(store.count_log)
+
+    def digest(self) -> list[OriginDigest]:
+        """Of every origin; equal on two servers that hold the same."""
+
+        def work(tx: sa.Connection) -> list[OriginDigest]:
+            return [
+                OriginDigest(origin, last_id, head.hex(), digests(store.live_leaves(tx, origin)))
+                for origin, last_id, head in store.origin_states(tx)
+            ]
+
+        return self._database.write(work, patient=True)
+
+    def _apply(
+        self, tx: sa.Connection, logged: Iterable[Logged], held: dict[bytes, Current]
+    ) -> None:
+        """Let the view and the index follow statements that are in the log. `held`: their
+        3PIDs' current view, locked."""
+        blind_index = self._database.keys.blind_index
+        winners = {
+            blind: entry
+            for threepid, entry in newest(logged).items()
+            if (blind := blind_index(threepid)) not in held or entry.version > held[blind].version
+        }
+        if not winners:
+            return
+        if not store.put_current(tx, winners):
+            # A 3PID that nobody had bound was bound by someone else while we were at work.
+            raise Conflict
+        index.follow(tx, self._database.keys, self._changes(tx, winners, held))
+
+    def _changes(
+        self, tx: sa.Connection, winners: dict[bytes, Logged], held: dict[bytes, Current]
+    ) -> Sequence[Change]:
+        changes = []
+        for blind, entry in winners.items():
+            before = None
+            if blind in held and held[blind].mxid is not None:
+                replaced = store.find_logged(tx, held[blind].version)
+                before = None if replaced is None else replaced.statement.threepid
+            threepid = entry.statement.threepid
+            after = threepid if entry.statement.mxid is not None else None
+            changes.append(Change(blind, before, after))
+        return changes

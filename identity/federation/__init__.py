@@ -1,0 +1,1 @@
+"""Calls to homeservers: finding them, reaching them safely, asking them things."""

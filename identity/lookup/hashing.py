@@ -1,0 +1,67 @@
+"""How clients hash a 3PID for a lookup: pure.
+
+Source: Matrix Identity Service API, "Association lookup"; MSC2134.
+"""
+
+import hashlib
+import secrets
+from typing import Final
+
+from unpaddedbase64 import decode_base64, encode_base64
+
+from identity.threepid import Medium, ThreePid
+
+SHA256: Final = "sha256"
+NONE: Final = "none"
+
+HASH_BYTES: Final = 32
+_HASH_CHARACTERS: Final = 43  # 32 bytes in unpadded base64
+_PEPPER_CHARACTERS: Final = 20
+_PEPPER_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def new_pepper() -> str:
+    """20 characters of [a-zA-Z0-9]: 119 bits, so nobody prepares tables for it in advance."""
+    return "".join(secrets.choice(_PEPPER_ALPHABET) for _ in range(_PEPPER_CHARACTERS))
+
+
+def lookup_hash(address: str, medium: str, pepper: str) -> bytes:
+    """32 bytes: SHA-256 of `<address> <medium> <pepper>`."""
+    return hashlib.sha256(f"{address} {medium} {pepper}".encode()).digest()
+
+
+def encode_hash(value: bytes) -> str:
+    """URL-safe unpadded base64, 43 characters."""
+    return str(encode_base64(value, urlsafe=True))
+
+
+def decode_hash(text: str) -> bytes | None:
+    """The 32 bytes of a hash as the specification writes it; None for anything else.
+
+    Padding, the other alphabet, or spare bits that are not zero simply match nothing.
+    """
+    if len(text) != _HASH_CHARACTERS:
+        return None
+    try:
+        value: bytes = decode_base64(text)
+    except ValueError:
+        return None
+    return value if len(value) == HASH_BYTES and encode_hash(value) == text else None
+
+
+def hashes_of(threepid: ThreePid, pepper: str) -> set[bytes]:
+    """Every hash by which clients look for this 3PID: one, or two where lower-casing what was
+    typed differs from folding it."""
+    addresses = {threepid.address} | ({threepid.lowered} if threepid.lowered else set())
+    return {lookup_hash(address, threepid.medium, pepper) for address in addresses}
+
+
+def plain_hash(text: str, pepper: str) -> bytes | None:
+    """The hash for one entry of a lookup with the algorithm `none`: `<address> <medium>`."""
+    words = text.split(" ")
+    if len(words) != 2 or words[1] not in {*Medium}:
+        return None
+    try:
+        return lookup_hash(words[0], words[1], pepper)
+    except UnicodeEncodeError:
+        return None

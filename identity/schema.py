@@ -1,0 +1,69 @@
+"""The schema and its migrations.
+
+Migrations are Alembic's, under `migrations/` (mapped into the package as
+`identity/migrations`). All of them run in one transaction, under a lock, so that hosts which
+start at once upgrade once, and an upgrade that fails changes nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from identity.database import create_engine
+
+_PACKAGED: Final = Path(__file__).parent / "migrations"
+_CHECKOUT: Final = Path(__file__).parent.parent / "migrations"
+# Any number will do, as long as every host uses the same.
+_ADVISORY_LOCK: Final = 4_906_274_133
+
+
+def head() -> str:
+    """The revision that this version of the code works with."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def current(connection: sa.Connection) -> str | None:
+    """The revision of a database; None for a new one."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database to `revision`; nothing happens where it is there already."""
+    _migrate(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take migrations back; what only the newer schema can hold is lost."""
+    _migrate(url, lambda config: command.downgrade(config, revision))
+
+
+def _migrate(url: str, run: Callable[[Config], None]) -> None:
+    engine = create_engine(url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.exec_driver_sql("BEGIN")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            config = _config()
+            config.attributes["connection"] = connection
+            run(config)
+            connection.commit()
+    finally:
+        engine.dispose()
+
+
+def _config() -> Config:
+    config = Config()
+    location = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    return config

@@ -1,0 +1,114 @@
+"""Everything put together from one configuration: the only place that knows all parts."""
+
+from dataclasses import dataclass
+
+from identity.accounts.service import Accounts
+from identity.associations.service import Associations
+from identity.clock import Clock
+from identity.config import Config
+from identity.database import Database, sqlite_path
+from identity.federation.homeserver import HomeserverClient
+from identity.federation.resolver import Resolver, SystemResolver
+from identity.keys.service import SigningKeys
+from identity.limits.catalogue import with_overrides
+from identity.limits.lookup_budget import LookupBudget
+from identity.limits.service import Limiter
+from identity.limits.store import RedisStorage, SqlStorage, Storage
+from identity.lookup.service import Lookups, Peppers
+from identity.messaging.brands import Brands
+from identity.messaging.email import Composer
+from identity.messaging.sender import Sender, sender_from_config
+from identity.terms.policy import Policies
+from identity.terms.service import Terms
+from identity.validation.service import Validation
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One of each, for one process."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    signing_keys: SigningKeys
+    associations: Associations
+    accounts: Accounts
+    terms: Terms
+    validation: Validation
+    lookups: Lookups
+    peppers: Peppers
+    limiter: Limiter
+    lookup_budget: LookupBudget
+    brands: Brands
+
+
+def assemble(
+    config: Config,
+    database: Database,
+    clock: Clock,
+    *,
+    resolver: Resolver | None = None,
+    sender: Sender | None = None,
+) -> Services:
+    """`resolver` and `sender`: others than the configured ones, for tests.
+
+    Raises: SetupError for files that the configuration names and that cannot be used.
+    """
+    server_name = str(config.server.name)
+    limiter = Limiter(
+        with_overrides(config.rate_limits.limits),
+        _limit_storage(config, database),
+        clock,
+        database.keys,
+        enabled=config.rate_limits.enabled,
+    )
+    homeservers = HomeserverClient(
+        config.federation, config.server.threads, clock, resolver or SystemResolver()
+    )
+    signing_keys = SigningKeys(database, config.signing_keys_path, server_name, clock)
+    associations = Associations(database, signing_keys, server_name, clock)
+    brands = Brands(config.email.templates, config.email.default_brand)
+    return Services(
+        config=config,
+        clock=clock,
+        database=database,
+        signing_keys=signing_keys,
+        associations=associations,
+        accounts=Accounts(
+            database, homeservers, limiter, clock, config.federation.allowed_homeservers
+        ),
+        terms=Terms(database, Policies.load(config.terms.file), clock),
+        validation=Validation(
+            database,
+            associations,
+            limiter,
+            Composer(brands, config, clock),
+            sender or sender_from_config(config, clock),
+            config,
+            clock,
+        ),
+        lookups=Lookups(database, clock, config.lookup.algorithms, config.lookup.max_addresses),
+        peppers=Peppers(database, clock, config.lookup.pepper_grace),
+        limiter=limiter,
+        lookup_budget=LookupBudget(limiter),
+        brands=brands,
+    )
+
+
+def _limit_storage(config: Config, database: Database) -> Storage:
+    if redis_url := config.rate_limits.storage.get_secret_value():
+        return RedisStorage(redis_url)
+    path = sqlite_path(config.database_url)
+    if path is None:
+        return SqlStorage(database)
+    # Counting need not be as durable as binding, and must not wait for its writer.
+    storage = SqlStorage(
+        Database(
+            f"sqlite:///{path.with_name('limits.db')}",
+            database.keys,
+            pool_size=config.database.pool_size,
+            synchronous="NORMAL",
+        )
+    )
+    storage.create_table()
+    return storage

@@ -1,0 +1,101 @@
+"""The one JSON decoder for everything that comes from outside, and canonical encoding.
+
+Refused although Python's own decoder takes them: duplicate keys, NaN and Infinity,
+integers beyond 2^53-1, nesting deeper than 32, NUL characters, lone surrogates and
+bytes that are not UTF-8. Fractions are decoded (a typed field refuses them later), since
+an unknown key may hold one without doing harm.
+
+Source: RFC 8259; RFC 7493 (I-JSON); Matrix appendices, "Canonical JSON".
+"""
+
+import json
+import re
+from typing import Any, Final
+
+import canonicaljson
+
+from identity.errors import NotJson
+
+MAX_DEPTH: Final = 32
+MAX_INTEGER: Final = 2**53 - 1
+
+_MAX_INTEGER_CHARACTERS: Final = len(str(-MAX_INTEGER))
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def decode(data: bytes) -> Any:
+    """Decode one JSON text.
+
+    Raises: NotJson for anything that the module docstring refuses.
+    """
+    try:
+        text = data.decode("utf-8")
+        _check_depth(text)
+        value = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        raise NotJson from None
+    # Only an escape can smuggle these in: raw ones are refused by UTF-8 and the decoder.
+    if "\\u" in text:
+        _check_strings(value)
+    return value
+
+
+def encode_canonical(value: Any) -> bytes:
+    """Canonical JSON: UTF-8, sorted keys, no spaces. The value holds no fractions."""
+    return canonicaljson.encode_canonical_json(value)
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for character in _STRING.sub("", text):
+        if character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError("nested too deeply")
+        elif character in "]}":
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_INTEGER_CHARACTERS or abs(value := int(text)) > MAX_INTEGER:
+        raise ValueError("integer out of range")
+    return value
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("number out of range")
+    return value
+
+
+def _check_strings(value: Any) -> None:
+    if isinstance(value, str):
+        if "\0" in value or _SURROGATE.search(value):
+            raise NotJson
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_strings(key)
+            _check_strings(item)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
+)

@@ -1,0 +1,19 @@
+"""Every table of the main database, gathered for migrations and for the tests of them."""
+
+from identity.accounts import models as accounts
+from identity.associations import models as associations
+from identity.database import metadata
+from identity.keys import models as keys
+from identity.lookup import models as lookup
+from identity.terms import models as terms
+from identity.validation import models as validation
+
+__all__ = [
+    "accounts",
+    "associations",
+    "keys",
+    "lookup",
+    "metadata",
+    "terms",
+    "validation",
+]

@@ -1,0 +1,1 @@
+"""Terms of service: the policies, and who accepted which."""

@@ -1,0 +1,93 @@
+"""The pages behind mailed links.
+
+A mailed link opens a page with one button; only its POST validates, so that programs which
+open the links of a mail validate nothing. The GET of the specification validates for those who
+hold all three values; a mail carries it only where `validation.confirm_page` is off.
+
+Source: Matrix Identity Service API, "Email associations"; security.md, "Mail scanners".
+"""
+
+from flask import Blueprint, request
+from flask import redirect as flask_redirect
+from werkzeug.wrappers import Response
+
+from identity.errors import (
+    IdentityError,
+    InvalidParameter,
+    LimitExceeded,
+    MissingParameters,
+    SessionExpired,
+    SessionUnknown,
+    WrongValidationToken,
+)
+from identity.threepid import Medium
+from identity.validation.routes import EMAIL_PREFIX, SubmitToken
+from identity.validation.service import Validation
+from identity.validation.session import parse_client_secret
+from identity.web.authentication import Authentication
+from identity.web.errors import status_and_errcode
+from identity.web.pages import Pages
+
+
+def blueprint(validation: Validation, authentication: Authentication, pages: Pages) -> Blueprint:
+    routes = Blueprint("validation_pages", __name__, url_prefix=EMAIL_PREFIX)
+
+    @routes.get("/confirm")
+    def show() -> Response:
+        query = SubmitToken.from_query()
+        secret = parse_client_secret(query.client_secret)
+        session = validation.get_session(query.sid, secret, Medium.EMAIL)
+        return pages.render(
+            "confirm",
+            brand=session.brand,
+            form_targets=[session.next_link] if session.next_link else [],
+            address=session.threepid.address,
+            requested_by=session.owner or "",
+            sid=query.sid,
+            client_secret=query.client_secret,
+            token=query.token,
+        )
+
+    @routes.post("/confirm")
+    def confirm() -> Response:
+        return submit(SubmitToken.from_json_or_form())
+
+    @routes.get("/submitToken")
+    def submit_token() -> Response:
+        query = SubmitToken.from_query()
+        if request.method == "HEAD":
+            # Whoever only asks for the headers has not read the mail.
+            return pages.harden(Response(mimetype="text/html"))
+        return submit(query)
+
+    def submit(values: SubmitToken) -> Response:
+        secret = parse_client_secret(values.client_secret)
+        session = validation.submit_token(
+            authentication.anonymous(), Medium.EMAIL, values.sid, secret, values.token
+        )
+        if session.next_link:
+            return pages.harden(flask_redirect(session.next_link, 303))
+        return pages.render("verified", brand=session.brand, address=session.threepid.address)
+
+    @routes.errorhandler(IdentityError)
+    def failed(error: IdentityError) -> Response:
+        status, _ = status_and_errcode(error)
+        reason = _reason(error)
+        if reason is None:
+            return pages.render("error", status=status, title="", message=str(error))
+        return pages.render("failed", status=status, reason=reason)
+
+    return routes
+
+
+def _reason(error: IdentityError) -> str | None:
+    """What the page says; None for a fault that has nothing to do with the link."""
+    match error:
+        case SessionExpired():
+            return "expired"
+        case LimitExceeded():
+            return "attempts"
+        case SessionUnknown() | InvalidParameter() | MissingParameters() | WrongValidationToken():
+            return "wrong"
+        case _:
+            return None

@@ -1,0 +1,1 @@
+"""What all routes share: errors, request bodies, authentication, headers, pages, probes."""

@@ -1,0 +1,127 @@
+"""Parameters of requests, parsed into types at the door.
+
+`json_body` reads what the specification calls the request body; `json_or_form_body` also takes
+the form bodies that it keeps for older clients. Types are strict: a number is no string.
+"""
+
+import time
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl
+
+from flask import request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from identity import strict_json
+from identity.errors import (
+    BadJson,
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidParameter,
+    InvalidRequest,
+    MissingParameters,
+    NotJson,
+)
+
+_FORM: Final = "application/x-www-form-urlencoded"
+_MAX_FORM_FIELDS: Final = 100
+# How long a whole body may take to arrive; a proxy in front usually has it complete.
+_BODY_SECONDS: Final = 10
+_CHUNK_BYTES: Final = 65_536
+
+
+class Parameters(BaseModel):
+    """The parameters of one endpoint. Unknown ones are ignored (GEN-19)."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Raises: MissingParameters, InvalidParameter."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _fault(error.errors(include_url=False, include_input=False)) from None
+
+    @classmethod
+    def from_json(cls) -> Self:
+        """From the JSON body, whatever its Content-Type says (GEN-03)."""
+        return cls.parse(json_object())
+
+    @classmethod
+    def from_json_or_form(cls) -> Self:
+        """From a JSON body, or a form body where the Content-Type says so (GEN-18)."""
+        return cls.parse(_form() if request.mimetype == _FORM else json_object())
+
+    @classmethod
+    def from_query(cls) -> Self:
+        return cls.parse(query())
+
+
+def query() -> dict[str, str]:
+    """The first value of each parameter of the query string."""
+    return {name: _checked(value) for name, value in request.args.items()}
+
+
+def json_object() -> dict[str, Any]:
+    """Raises: NotJson, BadJson, BodyTooLarge, BodyTooSlow."""
+    value = strict_json.decode(read_body())
+    if not isinstance(value, dict):
+        raise BadJson
+    return value
+
+
+def read_body() -> bytes:
+    """The whole body, within the limits of size and time. Raises: BodyTooLarge, BodyTooSlow."""
+    limit = request.max_content_length or 0
+    if request.content_length is not None and request.content_length > limit:
+        raise BodyTooLarge
+    deadline = time.monotonic() + _BODY_SECONDS
+    connection = request.environ.get("gunicorn.socket")
+    if connection is not None:
+        # A single receive may not wait for ever either.
+        connection.settimeout(_BODY_SECONDS)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        # Werkzeug ends the stream, with an error, where the limit of the body is reached.
+        while chunk := request.stream.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > limit:
+                raise BodyTooLarge
+            if time.monotonic() > deadline:
+                raise BodyTooSlow
+            chunks.append(chunk)
+    except TimeoutError:
+        raise BodyTooSlow from None
+    return b"".join(chunks)
+
+
+def _form() -> dict[str, Any]:
+    body = read_body()
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NotJson("The body is not valid UTF-8") from None
+    try:
+        pairs = parse_qsl(
+            text, keep_blank_values=True, max_num_fields=_MAX_FORM_FIELDS, errors="strict"
+        )
+    except (ValueError, UnicodeDecodeError):
+        raise InvalidParameter("The form body is not valid") from None
+    return {name: _checked(value) for name, value in reversed(pairs)}
+
+
+def _checked(value: str) -> str:
+    # The strict decoder refuses these in JSON; a percent-encoded one comes in here.
+    if "\0" in value or "\ufffd" in value:
+        raise InvalidParameter
+    return value
+
+
+def _fault(faults: list[ErrorDetails]) -> InvalidRequest:
+    missing = [".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"]
+    if missing:
+        return MissingParameters(missing)
+    place = ".".join(str(part) for part in faults[0]["loc"] if not isinstance(part, int))
+    return InvalidParameter(f"{place} is not valid")
