@@ -44,6 +44,8 @@ metadata: Final = sa.MetaData(
     }
 )
 
+# Without it an INSERT does not say how many rows it wrote.
+_OPTIONS: Final = {"preserve_rowcount": True}
 _MAX_RUNS: Final = 8
 _BUSY_TIMEOUT_MS: Final = 5_000
 _CONNECT_TIMEOUT_SECONDS: Final = 3
@@ -141,7 +143,12 @@ def create_engine(
     if url.startswith("sqlite:///"):
         check_sqlite_version(sqlite.sqlite_version)
         engine = sa.create_engine(
-            url, module=sqlite, pool_size=pool_size, max_overflow=0, hide_parameters=True
+            url,
+            module=sqlite,
+            pool_size=pool_size,
+            max_overflow=0,
+            hide_parameters=True,
+            execution_options=_OPTIONS,
         )
         _configure_sqlite(engine, synchronous)
     elif re.match(r"postgres(ql)?://", url):
@@ -152,6 +159,7 @@ def create_engine(
             max_overflow=pool_size,
             pool_timeout=_CONNECT_TIMEOUT_SECONDS,
             hide_parameters=True,
+            execution_options=_OPTIONS,
         )
     else:
         raise SetupError("database.url must start with sqlite:/// or postgresql://")

@@ -44,3 +44,5 @@ def configure(level: str, style: Literal["console", "json"]) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells at each look which database it sees.
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -11,6 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from identity import schema
+from identity.associations.store import ensure_origin
 from identity.clock import Clock
 from identity.config import Config
 from identity.database import Database, create_engine, sqlite_path
@@ -53,6 +54,7 @@ def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
     def check(tx: sa.Connection) -> None:
         record_or_check(tx, signing, storage, now_ms)
         create_first_pepper(tx, now_ms)
+        ensure_origin(tx, str(config.server.name))
 
     database.write(check)
     if revision is None and (path := sqlite_path(url)):

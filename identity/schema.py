@@ -12,7 +12,6 @@ from typing import Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from identity.database import create_engine
@@ -30,7 +29,10 @@ def head() -> str:
 
 def current(connection: sa.Connection) -> str | None:
     """The revision of a database; None for a new one."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if revision is None else str(revision)
 
 
 def upgrade(url: str, revision: str = "head") -> None:

@@ -37,9 +37,15 @@ class Services:
     validation: Validation
     lookups: Lookups
     peppers: Peppers
+    limit_storage: Storage
     limiter: Limiter
     lookup_budget: LookupBudget
     brands: Brands
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.limit_storage.close()
+        self.database.close()
 
 
 def assemble(
@@ -55,9 +61,10 @@ def assemble(
     Raises: SetupError for files that the configuration names and that cannot be used.
     """
     server_name = str(config.server.name)
+    limit_storage = _limit_storage(config, database)
     limiter = Limiter(
         with_overrides(config.rate_limits.limits),
-        _limit_storage(config, database),
+        limit_storage,
         clock,
         database.keys,
         enabled=config.rate_limits.enabled,
@@ -89,6 +96,7 @@ def assemble(
         ),
         lookups=Lookups(database, clock, config.lookup.algorithms, config.lookup.max_addresses),
         peppers=Peppers(database, clock, config.lookup.pepper_grace),
+        limit_storage=limit_storage,
         limiter=limiter,
         lookup_budget=LookupBudget(limiter),
         brands=brands,

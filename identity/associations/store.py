@@ -35,6 +35,15 @@ class Current:
         )
 
 
+def ensure_origin(tx: sa.Connection, origin: str) -> None:
+    """An origin is there before its first statement, so that its lock can be taken."""
+    tx.execute(
+        insert(tx, origins)
+        .values(origin=origin, last_id=0, head=EMPTY_HEAD)
+        .on_conflict_do_nothing()
+    )
+
+
 def allocate_ids(tx: sa.Connection, origin: str, count: int) -> tuple[int, bytes]:
     """Lock the origin until the end of the transaction and take its next `count` ids.
 
@@ -47,14 +56,7 @@ def allocate_ids(tx: sa.Connection, origin: str, count: int) -> tuple[int, bytes
         .values(last_id=origins.c.last_id + count)
         .returning(origins.c.last_id, origins.c.head)
     )
-    row = tx.execute(query).first()
-    if row is None:
-        tx.execute(
-            insert(tx, origins)
-            .values(origin=origin, last_id=0, head=EMPTY_HEAD)
-            .on_conflict_do_nothing()
-        )
-        row = tx.execute(query).one()
+    row = tx.execute(query).one()
     return row.last_id - count, bytes(row.head)
 
 

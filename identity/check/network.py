@@ -130,12 +130,13 @@ def _connect_smtp(email: Email, context: ssl.SSLContext, own_host: str) -> smtpl
             email.smtp_host, email.smtp_port, own_host, timeout=STEP_SECONDS, context=context
         )
     smtp = smtplib.SMTP(email.smtp_host, email.smtp_port, own_host, timeout=STEP_SECONDS)
-    if email.tls == "starttls":
-        try:
+    try:
+        smtp.ehlo_or_helo_if_needed()
+        if email.tls == "starttls":
             smtp.starttls(context=context)
-        except BaseException:
-            smtp.close()
-            raise
+    except OSError:
+        smtp.close()
+        raise
     return smtp
 
 

@@ -6,7 +6,7 @@ from it; `loader` reads the file, `environment` the variables; `values` parses s
 """
 
 from identity.config.faults import ConfigError, Fault
-from identity.config.loader import find_path, find_secret_files, load
+from identity.config.loader import find_path, find_secret_files, load, parse
 from identity.config.root import Config
 from identity.config.sections import (
     Database,
@@ -60,4 +60,5 @@ __all__ = [
     "find_path",
     "find_secret_files",
     "load",
+    "parse",
 ]

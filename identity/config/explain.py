@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic_core import ErrorDetails
 
 from identity.config.faults import Contradiction, Fault, shown
-from identity.config.fields import FIELDS, Location, is_secret, key_names, section_names
+from identity.config.fields import FIELDS, Location, is_secret, is_table, key_names, section_names
 from identity.config.values import Rejected, nearest
 
 # By pydantic's name for an error; {} takes the limit or the choices that the error names.
@@ -63,8 +63,10 @@ def fault_at(
     place: Location, problem: str, allowed: str, variables: Mapping[Location, str]
 ) -> Fault:
     """The longest part of `place` that is a section is the section, the rest is the key."""
-    sections = section_names()
-    depth = max((n for n in range(len(place) + 1) if place[:n] in sections), default=0)
+    sections = section_names() | {table for table in FIELDS if is_table(FIELDS[table])}
+    # A table that is wrong as a whole is a key; what is in it has the table for its section.
+    depths = (n for n in range(len(place) + 1) if place[:n] in sections)
+    depth = max((n for n in depths if n < len(place) or place not in FIELDS), default=0)
     key = ""
     for part in place[depth:]:
         if part.isdigit() and key:

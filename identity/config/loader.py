@@ -43,7 +43,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     Raises: ConfigError with every fault.
     """
     tree = _read_toml(path) if path else {}
-    base = path.absolute().parent if path else Path.cwd()
+    return parse(tree, environ, path.absolute().parent if path else Path.cwd())
+
+
+def parse(tree: dict[str, Any], environ: Mapping[str, str], base: Path) -> Config:
+    """The same for a file that was decoded; `base` is its folder. Changes `tree`.
+
+    Raises: ConfigError with every fault.
+    """
     faults: list[Fault] = []
     variables = override(tree, environ, faults)
     _read_secrets(tree, base, variables, faults)

@@ -35,7 +35,7 @@ _UNITS: Final = {
     "d": timedelta(days=1),
 }
 _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_DURATION: Final = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)", re.ASCII)
+_DURATION: Final = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)", re.ASCII)
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB|)", re.ASCII)
 _MAILBOX: Final = re.compile(
     r"""(?: (?: "(?P<quoted>(?:[^"\\]|\\.)*)" | (?P<plain>[^"\\()<>\[\]:;@,]*) )\s*(?P<open><) )?

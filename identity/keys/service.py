@@ -115,6 +115,10 @@ class SigningKeys:
         for key_id in self._database.write(work):
             log.info("signing_key_active", key_id=key_id)
 
+    def leave(self, host_id: str) -> None:
+        """The host stops: nobody need wait for it."""
+        self._database.write(lambda tx: store.forget_host(tx, host_id))
+
     def _hold(self, key_id: str) -> SigningKey:
         if key_id not in self._held:
             # Rotated since we started; it became active because our host's file has it.

@@ -99,6 +99,10 @@ def forget_hosts(tx: sa.Connection, *, seen_before_ms: int) -> None:
     tx.execute(hosts.delete().where(hosts.c.seen_at_ms < seen_before_ms))
 
 
+def forget_host(tx: sa.Connection, host_id: str) -> None:
+    tx.execute(hosts.delete().where(hosts.c.host_id == host_id))
+
+
 def keys_of_hosts(tx: sa.Connection) -> list[frozenset[str]]:
     """For each host that reported lately, the names of the keys it holds."""
     return [frozenset(names.split()) for (names,) in tx.execute(sa.select(hosts.c.key_names))]

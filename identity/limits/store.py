@@ -146,6 +146,9 @@ class SqlStorage:
         delete = limits.delete().where(limits.c.key.in_(expired))
         return self._database.write(lambda tx: tx.execute(delete).rowcount)
 
+    def close(self) -> None:
+        self._database.close()
+
 
 # KEYS: the buckets. ARGV: now, how long to keep a full bucket (ms), then cost and burst of each.
 # Times are in microseconds, below 2^53, which Lua's numbers hold exactly. The answer is TAT of
@@ -190,14 +193,14 @@ class RedisStorage:
     def __init__(self, url: str, *, prefix: str = "identity:limit:") -> None:
         """`url`: redis://, rediss:// or unix://. Nothing is connected to yet."""
         self._prefix = prefix.encode()
-        client = redis.Redis.from_url(
+        self._client = redis.Redis.from_url(
             url,
             socket_timeout=self._TIMEOUT_SECONDS,
             socket_connect_timeout=self._TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
-        self._spend = client.register_script(_SPEND)
-        self._refund = client.register_script(_REFUND)
+        self._spend = self._client.register_script(_SPEND)
+        self._refund = self._client.register_script(_REFUND)
 
     def spend(self, now_ms: int, charges: Sequence[Charge]) -> Decision:
         arguments = [now_ms * 1_000, _KEEP_MS]
@@ -217,6 +220,9 @@ class RedisStorage:
 
     def purge_expired(self, now_ms: int) -> int:  # noqa: ARG002 - Redis does it by its own clock
         return 0
+
+    def close(self) -> None:
+        self._client.close()
 
     def _keys(self, charges: Sequence[Charge]) -> list[bytes]:
         return [self._prefix + charge.key for charge in charges]
@@ -255,3 +261,6 @@ class MemoryStorage:
             for key in full:
                 del self._tats_us[key]
             return len(full)
+
+    def close(self) -> None:
+        self._tats_us.clear()

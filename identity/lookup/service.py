@@ -97,43 +97,62 @@ class Peppers:
 
     def begin(self) -> Pepper:
         """Start a new generation. Raises: SetupError while another one is being indexed."""
-        now_ms = self._clock.now_ms()
+        pepper = self._database.write(lambda tx: self._begin(tx, older_than_ms=None))
+        if pepper is None:
+            raise SetupError("A rotation of the pepper is already under way")
+        return pepper
 
-        def work(tx: sa.Connection) -> Pepper:
-            associations_store.lock_origins(tx)
-            peppers = store.all_peppers(tx)
-            if any(pepper.ready_at_ms is None for pepper in peppers):
-                raise SetupError("A rotation of the pepper is already under way")
-            text = hashing.new_pepper()
-            pepper_id = peppers[-1].pepper_id + 1
-            store.insert_pepper(tx, pepper_id, text, now_ms, ready=False)
-            return Pepper(pepper_id, text, None, None, None)
+    def begin_if_older(self, age: timedelta) -> None:
+        """Start a new generation when the current pepper is older than `age`; 0: never."""
+        older_than_ms = age // timedelta(milliseconds=1)
+        if older_than_ms and self._is_due(self._database.read(store.all_peppers), older_than_ms):
+            self._database.write(lambda tx: self._begin(tx, older_than_ms=older_than_ms))
 
-        return self._database.write(work)
+    def _begin(self, tx: sa.Connection, older_than_ms: int | None) -> Pepper | None:
+        """None where one is being indexed, or another host has just been as quick."""
+        associations_store.lock_origins(tx)
+        peppers = store.all_peppers(tx)
+        if any(pepper.ready_at_ms is None for pepper in peppers) or (
+            older_than_ms is not None and not self._is_due(peppers, older_than_ms)
+        ):
+            return None
+        text, pepper_id = hashing.new_pepper(), peppers[-1].pepper_id + 1
+        store.insert_pepper(tx, pepper_id, text, self._clock.now_ms(), ready=False)
+        return Pepper(pepper_id, text, None, None, None)
+
+    def _is_due(self, peppers: list[Pepper], older_than_ms: int) -> bool:
+        ready_at_ms = _current(peppers).ready_at_ms
+        return ready_at_ms is not None and self._clock.now_ms() - ready_at_ms > older_than_ms
 
     def find_unfinished(self) -> Pepper | None:
         """The generation that is being indexed."""
         peppers = self._database.read(store.all_peppers)
         return next((pepper for pepper in peppers if pepper.ready_at_ms is None), None)
 
-    def finish(self, pepper: Pepper, progress: Callable[[int], None] = lambda _: None) -> None:
+    def finish(
+        self,
+        pepper: Pepper,
+        progress: Callable[[int], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Index everything that is bound, then switch. Any number of processes may do it at once.
 
-        `progress` is called with the number of associations indexed by each step.
+        `progress` is called with the number of associations indexed by each step. Once
+        `stopping` says so it returns early, and the rest is for the next call.
         """
         after = pepper.indexed_to or b""
-        while True:
+        while not stopping():
             batch = self._database.read(
                 lambda tx, after=after: associations_store.live_after(tx, after, _BATCH)  # type: ignore[misc]
             )
             if not batch:
-                break
+                self._database.write(lambda tx: self._switch(tx, pepper))
+                return
             after = batch[-1][0]
             self._database.write(
                 lambda tx, batch=batch: self._index(tx, pepper, [blind for blind, _ in batch])  # type: ignore[misc]
             )
             progress(len(batch))
-        self._database.write(lambda tx: self._switch(tx, pepper))
 
     def count(self) -> int:
         """How many associations a rotation has to index."""

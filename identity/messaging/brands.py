@@ -9,7 +9,8 @@ What a template may rely on:
 - a variable holds the value as it was sent, control characters removed; a missing one is empty;
 - only `*.html.j2` is HTML-escaped;
 - filters: `shorten(n)`, `defuse` and `alabel`, see `identity.messaging.text`;
-- `{% trans %}` and `_()`, which return the English text until there are translations;
+- `{% trans %}` and `_()`, which return the English text until there are translations (a percent
+  sign inside `_()` is written `%%`);
 - `{% extends %}` and `{% include %}` look for files in the same order.
 """
 

@@ -42,9 +42,10 @@ class FileOutbox:
         path, draft = self._reserve(f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z")
         try:
             draft.write_bytes(content)
-            return draft.replace(path)
-        finally:
+        except OSError:
             draft.unlink(missing_ok=True)
+            raise
+        return draft.replace(path)
 
     def _reserve(self, time: str) -> tuple[Path, Path]:
         """The first name that is free, and the empty draft that keeps it for us."""

@@ -88,25 +88,32 @@ class SmtpSender:
     def _converse(
         self, smtp: smtplib.SMTP, message: EmailMessage, address: str, outcome: Future[None]
     ) -> None:
+        failure: Exception | None = None
         try:
             self._open_session(smtp, outcome)
             # False when the caller has left: a mail that was reported as not sent is not sent.
             if outcome.set_running_or_notify_cancel():
                 smtp.send_message(message, message["From"].addresses[0].addr_spec, [address])
-                outcome.set_result(None)
                 # The server has the mail. Its farewell is not awaited: it might never end.
-                smtp.putcmd("QUIT")
+                with suppress(OSError):
+                    smtp.putcmd("QUIT")
         except Exception as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            with suppress(InvalidStateError):  # nobody waits any more
-                outcome.set_exception(error)
-        finally:
-            smtp.close()
-            self._slots.release()
+            failure = error
+        smtp.close()
+        # The place is free before the caller goes on, and perhaps sends the next mail.
+        self._slots.release()
+        with suppress(InvalidStateError):  # the caller has left
+            if failure is None:
+                outcome.set_result(None)
+            else:
+                outcome.set_exception(failure)
 
     def _open_session(self, smtp: smtplib.SMTP, outcome: Future[None]) -> None:
         """Connect, encrypt, log in. Whenever there is a new socket, see whether to go on."""
         host = self._config.smtp_host
-        smtp.sock = self._connect((host, self._config.smtp_port), self._timeout_s)
+        # The caller's patience decides; the socket's own only ends what cannot be hung up.
+        timeout_s = self._timeout_s + 1
+        smtp.sock = self._connect((host, self._config.smtp_port), timeout_s)
         if self._config.tls == "tls":
             smtp.sock = self._tls.wrap_socket(smtp.sock, server_hostname=host)
         _stop_if_left(outcome)

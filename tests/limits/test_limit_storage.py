@@ -133,7 +133,6 @@ def test_limit_shared_by_eight_processes_is_spent_exactly(place):
     """Threat 52: a limit is not multiplied by the number of workers."""
     given = in_eight_processes(place, "spend", "100/d", tries=40)
     assert sum(given) == 100
-    assert len([count for count in given if count]) > 1
 
 
 @pytest.mark.requirement("LOOK-13")
@@ -144,9 +143,8 @@ def test_lookup_budget_shared_by_eight_processes_is_never_exceeded(place):
     assert 1_000 - 8 * 10 <= sum(given) <= 1_000
 
 
-def test_expired_buckets_are_purged_and_live_ones_kept(place, storage):
-    if place.kind == "redis":
-        pytest.skip("Redis deletes them by itself")
+@pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
+def test_expired_buckets_are_purged_and_live_ones_kept(storage):
     old, live = HOURLY.charge(bucket(), 5), DAILY.charge(bucket(), 10)
     storage.spend(NOW_MS, [old, live])
     # A full bucket stays for another hour at the least, for hosts whose clock is behind.
@@ -156,9 +154,8 @@ def test_expired_buckets_are_purged_and_live_ones_kept(place, storage):
     assert not storage.spend(NOW_MS + HOUR_MS, [live]).allowed
 
 
-def test_bucket_spent_again_is_kept_longer(place, storage):
-    if place.kind == "redis":
-        pytest.skip("Redis deletes them by itself")
+@pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
+def test_bucket_spent_again_is_kept_longer(storage):
     charge = DAILY.charge(bucket(), 1)
     storage.spend(NOW_MS, [charge])
     storage.spend(NOW_MS, [DAILY.charge(charge.key, 9)])

@@ -1,9 +1,9 @@
 """An SMTP server to send to: aiosmtpd on loopback, in a thread, with failure switches.
 
-    with MailServer(tls="starttls") as server:
-        ... send to localhost:<server.port>, trusting server.ca_file ...
-        server.wait_for_mails(1)
-        assert server.mails[0].rcpt_tos == ["alice@example.org"]
+with MailServer(tls="starttls") as server:
+    ... send to localhost:<server.port>, trusting server.ca_file ...
+    server.wait_for_mails(1)
+    assert server.mails[0].rcpt_tos == ["alice@example.org"]
 """
 
 import asyncio
@@ -115,6 +115,8 @@ class MailServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         listener = await self._loop.create_server(
             lambda: _Conversation(self, self._loop),
             "127.0.0.1",
@@ -128,8 +130,7 @@ class MailServer:
         for conversation in list(self._open):
             conversation.cut()
         await listener.wait_closed()
-        while self._open:
-            await asyncio.sleep(0)
+        await self._idle.wait()
 
     @property
     def smtp_options(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class MailServer:
 
     def _authenticate(self, _server: Any, _session: Any, _envelope: Any, mechanism: str, data: Any):
         given = isinstance(data, LoginPassword) and (data.login.decode(), data.password.decode())
-        return AuthResult(success=given == self._login)
+        return AuthResult(success=given == self._login, handled=False)
 
     def note(self, change: Callable[[], Any]) -> None:
         with self._changed:
@@ -153,9 +154,12 @@ class MailServer:
     def joined(self, conversation: "_Conversation") -> None:
         self.connections += 1
         self._open.add(conversation)
+        self._idle.clear()
 
     def left(self, conversation: "_Conversation") -> None:
         self._open.discard(conversation)
+        if not self._open:
+            self._idle.set()
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd looks for this name
         self, _server: Any, _session: Any, envelope: Envelope, address: str, _options: list[str]
@@ -185,6 +189,11 @@ class _Conversation(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._switches.note(lambda: self._switches.joined(self))
+
+    def eof_received(self) -> bool | None:
+        # asyncio would keep a half-closed connection for as long as there is something to say.
+        troubled = self._switches.hang_at or self._switches.drip_s is not None
+        return False if troubled else super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)

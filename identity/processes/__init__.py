@@ -1,0 +1,1 @@
+"""What `identity serve` runs: a supervisor, the web processes, and the courier."""

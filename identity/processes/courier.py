@@ -1,0 +1,107 @@
+"""The courier: one process for what nobody waits for.
+
+It reports which keys this host holds, purges what has expired, and carries on with a pepper
+that is being indexed. Several couriers may share one database: each piece of work may be done
+twice without harm.
+"""
+
+import secrets
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from identity.clock import MINUTE_MS, SECOND_MS, Clock, SystemClock
+from identity.errors import StorageUnavailable
+from identity.opening import open_database
+from identity.processes.configuration import ConfigSource
+from identity.services import Services, assemble
+
+log = structlog.get_logger(__name__)
+
+_TICK_SECONDS: Final = 0.2
+
+
+@dataclass(slots=True)
+class Task:
+    """`run` every `every_ms`; it ends soon, or looks at `stopping` itself."""
+
+    name: str
+    every_ms: int
+    run: Callable[[], None]
+    due_at_ms: int = 0
+
+
+class Courier:
+    """The tasks of one host."""
+
+    def __init__(self, services: Services, clock: Clock) -> None:
+        self._services = services
+        self._clock = clock
+        self._host_id = secrets.token_hex(16)
+        self.stopping = threading.Event()
+        self._tasks = [
+            Task("heartbeat", 10 * SECOND_MS, self._report),
+            Task("purge", MINUTE_MS, self.purge),
+            Task("pepper", 10 * SECOND_MS, self._tend_peppers),
+        ]
+
+    def run(self) -> None:
+        """Until `stopping` is set."""
+        while not self.stopping.is_set():
+            self.run_due()
+            self.stopping.wait(_TICK_SECONDS)
+        self._services.signing_keys.leave(self._host_id)
+
+    def run_due(self) -> None:
+        """Run the tasks that are due now; while the database is away they are due again later."""
+        now_ms = self._clock.now_ms()
+        for task in self._tasks:
+            # A clock that was set back must not keep a task waiting for years.
+            if task.due_at_ms <= now_ms or task.due_at_ms > now_ms + task.every_ms:
+                task.due_at_ms = now_ms + task.every_ms
+                try:
+                    task.run()
+                except StorageUnavailable:
+                    log.warning("task_postponed", task=task.name)
+
+    def purge(self) -> None:
+        """Delete what has expired, some of each kind."""
+        services, retention = self._services, self._services.config.retention
+        purged = {
+            "sessions": services.validation.purge(retention.sessions),
+            "access_tokens": services.accounts.purge(retention.access_tokens_unused),
+            "limits": services.limiter.purge_expired(),
+        }
+        if any(purged.values()):
+            log.info("purged", **purged)
+
+    def _report(self) -> None:
+        self._services.signing_keys.report(self._host_id)
+
+    def _tend_peppers(self) -> None:
+        peppers = self._services.peppers
+        peppers.begin_if_older(self._services.config.lookup.pepper_rotation)
+        unfinished = peppers.find_unfinished()
+        if unfinished is not None:
+            peppers.finish(unfinished, stopping=self.stopping.is_set)
+        while not self.stopping.is_set() and peppers.purge():
+            pass
+
+
+def run_courier(source: ConfigSource) -> None:
+    """Work until SIGTERM or SIGINT."""
+    config = source.load()
+    clock = SystemClock()
+    database = open_database(config, clock, migrate=False).database
+    services = assemble(config, database, clock)
+    courier = Courier(services, clock)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: courier.stopping.set())
+    try:
+        courier.run()
+    finally:
+        services.close()
