@@ -42,6 +42,8 @@ def create_app(services: Services) -> Flask:
     app = Flask("identity", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.request_body_limit
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    # Else "//" is answered by a redirect to wherever the Host header says (GEN-17, GEN-22).
+    app.url_map.merge_slashes = False
     authentication = Authentication(
         services.accounts, services.terms, config.server.trusted_proxies
     )

@@ -72,7 +72,7 @@ def assemble(
     homeservers = HomeserverClient(
         config.federation, config.server.threads, clock, resolver or SystemResolver()
     )
-    signing_keys = SigningKeys(database, config.signing_keys_path, server_name, clock)
+    signing_keys = SigningKeys(database, config.signing_keys_path, clock)
     associations = Associations(database, signing_keys, server_name, clock)
     brands = Brands(config.email.templates, config.email.default_brand)
     return Services(

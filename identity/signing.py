@@ -3,6 +3,7 @@
 Source: Matrix specification, appendices, "Signing JSON"; the work itself is signedjson's.
 """
 
+import copy
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -53,8 +54,10 @@ class SigningKey:
         """A copy of `value` with our signature added to those it has.
 
         `signatures` and `unsigned` are no part of what is signed.
+        Raises: ValueError for what canonical JSON cannot hold.
         """
-        signed: dict[str, Any] = sign_json(dict(value), server_name, self._key)
+        _message(value)
+        signed: dict[str, Any] = sign_json(copy.deepcopy(value), server_name, self._key)
         return signed
 
 
@@ -69,9 +72,10 @@ def is_signed_by(value: dict[str, Any], server_name: str, keys: dict[str, bytes]
     ours = signatures.get(server_name) if isinstance(signatures, dict) else None
     if not isinstance(ours, dict):
         return False
-    message = encode_canonical(
-        {name: item for name, item in value.items() if name not in ("signatures", "unsigned")}
-    )
+    try:
+        message = _message(value)
+    except ValueError:
+        return False
     return any(
         _verify(message, signature, keys[key_id])
         for key_id, signature in ours.items()
@@ -102,6 +106,13 @@ def parse_public_key(text: str) -> bytes | None:
 def encode_public_key(key: bytes) -> str:
     """Standard unpadded base64, 43 characters."""
     return encode_base64(key)
+
+
+def _message(value: dict[str, Any]) -> bytes:
+    """The bytes that are signed."""
+    return encode_canonical(
+        {name: item for name, item in value.items() if name not in ("signatures", "unsigned")}
+    )
 
 
 def _verify(message: bytes, signature: object, public_key: bytes) -> bool:

@@ -20,7 +20,8 @@ MAX_DEPTH: Final = 32
 MAX_INTEGER: Final = 2**53 - 1
 
 _MAX_INTEGER_CHARACTERS: Final = len(str(-MAX_INTEGER))
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and ending with the text where a string does: nothing is ever read twice.
+_STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -42,7 +43,11 @@ def decode(data: bytes) -> Any:
 
 
 def encode_canonical(value: Any) -> bytes:
-    """Canonical JSON: UTF-8, sorted keys, no spaces. The value holds no fractions."""
+    """Canonical JSON: UTF-8, sorted keys, no spaces.
+
+    Raises: ValueError for what it cannot hold: fractions, integers beyond 2^53-1, lone surrogates.
+    """
+    _check_numbers(value)
     return canonicaljson.encode_canonical_json(value)
 
 
@@ -81,6 +86,17 @@ def _fraction(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError("number out of range")
     return value
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
+        raise ValueError("not a number of canonical JSON")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in value:
+        _check_numbers(item)
 
 
 def _check_strings(value: Any) -> None:

@@ -107,6 +107,15 @@ class ThreePid:
 
 
 def _canonical_email(text: str) -> str:
+    address = _folded_email(text)
+    # Folding takes a few letters apart (ǰ, ΐ). What comes out is not what anyone types, and would
+    # be refused itself, so a canonical address could not be read back.
+    if address != text and _folded_email(address) != address:
+        raise InvalidEmail
+    return address
+
+
+def _folded_email(text: str) -> str:
     if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_EMAIL_CHARACTERS:
         raise InvalidEmail
     try:
@@ -127,10 +136,7 @@ def _canonical_email(text: str) -> str:
         raise InvalidEmail
     if not local.isascii() and unicodedata.normalize("NFKC", local) != local:
         raise InvalidEmail
-    address = f"{local.casefold()}@{domain.lower()}"
-    if len(address) > MAX_EMAIL_CHARACTERS:
-        raise InvalidEmail
-    return address
+    return f"{local.casefold()}@{domain.lower()}"
 
 
 def _canonical_phone(number: str, country: str) -> str:
@@ -147,4 +153,9 @@ def _canonical_phone(number: str, country: str) -> str:
         raise InvalidPhoneNumber
     if phonenumbers.number_type(parsed) in _REFUSED_TYPES:
         raise InvalidPhoneNumber
-    return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)).lstrip("+")
+    e164 = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    digits = str(e164).removeprefix("+")
+    # A few countries may give out longer numbers than E.164 allows.
+    if not _MSISDN.fullmatch(digits):
+        raise InvalidPhoneNumber
+    return digits

@@ -6,7 +6,7 @@ Rules:
   become visible in the order of their numbers and the lock is held only shortly.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,18 +82,33 @@ class Associations:
 
         Returns the signed JSON: six keys and `signatures`.
         """
-        blind = self._database.keys.blind_index(threepid)
-        held = store.lock_current(tx, [blind])
-        newest_ts_ms = held[blind].version.ts_ms if blind in held else None
-        statement = Statement.make(threepid, mxid, self._clock.now_ms(), newest_ts_ms)
-        signed = self._signing_keys.sign(tx, statement.to_json())
-        text = encode_signed(signed)
-        last_id, head = store.allocate_ids(tx, self._server_name, 1)
-        logged = Logged(self._server_name, last_id + 1, statement, text)
-        store.append(tx, self._database.keys, [logged])
-        store.set_head(tx, self._server_name, next_head(head, logged.origin_id, logged.leaf))
-        self._apply(tx, [logged], held)
-        return signed
+        return self.publish_all(tx, {threepid: mxid})[0]
+
+    def publish_all(
+        self, tx: sa.Connection, wanted: Mapping[ThreePid, UserId | None]
+    ) -> list[dict[str, Any]]:
+        """The same for several 3PIDs, in one go; returns the signed JSON of each, in order."""
+        keys, now_ms = self._database.keys, self._clock.now_ms()
+        blinds = {threepid: keys.blind_index(threepid) for threepid in wanted}
+        held = store.lock_current(tx, list(blinds.values()))
+        signing_key = self._signing_keys.active(tx)
+        made = []
+        for threepid, mxid in wanted.items():
+            current = held.get(blinds[threepid])
+            newest_ts_ms = None if current is None else current.version.ts_ms
+            statement = Statement.make(threepid, mxid, now_ms, newest_ts_ms)
+            made.append((statement, signing_key.sign(statement.to_json(), self._server_name)))
+        last_id, head = store.allocate_ids(tx, self._server_name, len(made))
+        logged = [
+            Logged(self._server_name, origin_id, statement, encode_signed(signed))
+            for origin_id, (statement, signed) in enumerate(made, start=last_id + 1)
+        ]
+        store.append(tx, keys, logged)
+        for entry in logged:
+            head = next_head(head, entry.origin_id, entry.leaf)
+        store.set_head(tx, self._server_name, head)
+        self._apply(tx, logged, held)
+        return [signed for _, signed in made]
 
     def rebuild(self, progress: Callable[[int], None] = lambda _: None) -> int:
         """Make the view and the index anew from the log; returns the number of statements.
@@ -145,7 +160,7 @@ class Associations:
         }
         if not winners:
             return
-        if not store.put_current(tx, winners):
+        if not store.put_current(tx, winners, held):
             # A 3PID that nobody had bound was bound by someone else while we were at work.
             raise Conflict
         index.follow(tx, self._database.keys, self._changes(tx, winners, held))

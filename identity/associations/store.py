@@ -1,6 +1,6 @@
 """Statements over the log, the origins and the current view, one a function."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,23 +110,24 @@ def find_current(tx: sa.Connection, threepid: bytes) -> Current | None:
     return None if row is None else _current(row)
 
 
-def put_current(tx: sa.Connection, winners: dict[bytes, Logged]) -> bool:
-    """Write the winners over what is older; False if something newer appeared meanwhile."""
-    upsert = insert(tx, associations)
-    new, old = upsert.excluded, associations.c
-    newer = sa.tuple_(new.ts_ms, new.origin, new.origin_id) > sa.tuple_(
-        old.ts_ms, old.origin, old.origin_id
-    )
-    names = [column.name for column in associations.columns if not column.primary_key]
-    result = tx.execute(
-        upsert.on_conflict_do_update(
-            index_elements=[associations.c.threepid],
-            set_={name: new[name] for name in names},
-            where=newer,
-        ),
-        [_values(threepid, winner) for threepid, winner in winners.items()],
-    )
-    return result.rowcount == len(winners)
+def put_current(
+    tx: sa.Connection, winners: dict[bytes, Logged], held: Collection[bytes]
+) -> bool:
+    """Write the winners. `held`: the 3PIDs that had a row when `lock_current` looked.
+
+    False if one of the others has got a row meanwhile: nobody could lock what was not there.
+    """
+    rows = {blind: _values(winner) for blind, winner in winners.items()}
+    changed = [{"blind": blind, **row} for blind, row in rows.items() if blind in held]
+    added = [{"threepid": blind, **row} for blind, row in rows.items() if blind not in held]
+    if changed:
+        tx.execute(
+            associations.update().where(associations.c.threepid == sa.bindparam("blind")), changed
+        )
+    if not added:
+        return True
+    result = tx.execute(insert(tx, associations).on_conflict_do_nothing(), added)
+    return result.rowcount == len(added)
 
 
 def find_logged(tx: sa.Connection, version: Version) -> Logged | None:
@@ -209,10 +210,9 @@ def _current(row: Any) -> Current:
     return Current(version, row.mxid, row.not_before_ms, row.not_after_ms)
 
 
-def _values(threepid: bytes, winner: Logged) -> dict[str, object]:
+def _values(winner: Logged) -> dict[str, object]:
     statement = winner.statement
     return {
-        "threepid": threepid,
         "ts_ms": statement.ts_ms,
         "origin": winner.origin,
         "origin_id": winner.origin_id,

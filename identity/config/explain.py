@@ -9,7 +9,7 @@ from identity.config.faults import Contradiction, Fault, shown
 from identity.config.fields import FIELDS, Location, is_secret, is_table, key_names, section_names
 from identity.config.values import Rejected, nearest
 
-# By pydantic's name for an error; {} takes the limit or the choices that the error names.
+# By pydantic's name for an error; LIMIT is what the error itself says is allowed.
 _WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "bool_type": ("is not a boolean", "true or false"),
     "int_type": ("is not a whole number", "a whole number without quotes"),
@@ -17,12 +17,12 @@ _WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "finite_number": ("is not a number", "a finite number"),
     "string_type": ("is not a string", "a string, in quotes"),
     "tuple_type": ("is not a list", 'a list, as ["a", "b"]'),
-    "mapping_type": ("is not a table", 'a table, as { name = "value" }'),
+    "dict_type": ("is not a table", 'a table, as { name = "value" }'),
     "model_type": ("is not a section", "keys with values"),
-    "literal_error": ("is none of the choices", "{}"),
-    "greater_than": ("is too small", "more than {}"),
-    "greater_than_equal": ("is too small", "at least {}"),
-    "less_than_equal": ("is too large", "at most {}"),
+    "literal_error": ("is none of the choices", "LIMIT"),
+    "greater_than": ("is too small", "more than LIMIT"),
+    "greater_than_equal": ("is too small", "at least LIMIT"),
+    "less_than_equal": ("is too large", "at most LIMIT"),
 }
 _ALLOWED_BY: Final = ("expected", "gt", "ge", "le")
 
@@ -48,7 +48,7 @@ def explain(details: ErrorDetails, variables: Mapping[Location, str]) -> Iterato
 def _words(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
     problem, allowed = _WORDS.get(kind, ("cannot be used", ""))
     limit = next((context[name] for name in _ALLOWED_BY if name in context), "")
-    return problem, allowed.format(str(limit).replace("'", '"'))
+    return problem, allowed.replace("LIMIT", str(limit).replace("'", '"'))
 
 
 def _unknown(place: Location) -> Fault:

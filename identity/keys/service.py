@@ -8,7 +8,7 @@ Rules:
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -29,19 +29,18 @@ HOST_SILENCE_MS: Final = MINUTE_MS
 class SigningKeys:
     """The long-term keys by which this server signs."""
 
-    def __init__(self, database: Database, path: Path, server_name: str, clock: Clock) -> None:
+    def __init__(self, database: Database, path: Path, clock: Clock) -> None:
         self._database = database
         self._path = path
-        self._server_name = server_name
         self._clock = clock
         self._held = keyfile.read_signing_keys(path)
 
-    def sign(self, tx: sa.Connection, value: dict[str, Any]) -> dict[str, Any]:
-        """`value` with our signature by the active key, inside the caller's transaction."""
+    def active(self, tx: sa.Connection) -> SigningKey:
+        """The key to sign with, as the caller's transaction sees it."""
         key_id = store.find_active_key_id(tx)
         if key_id is None:
             raise SetupError("Every signing key is revoked; run: identity keys rotate")
-        return self._hold(key_id).sign(value, self._server_name)
+        return self._hold(key_id)
 
     def public_keys(self) -> dict[str, str]:
         """Key id to unpadded base64 of every published key, oldest first, revoked ones too."""

@@ -45,6 +45,9 @@ class Storage(Protocol):
         Raises: StorageUnavailable.
         """
 
+    def close(self) -> None:
+        """Let go of every connection."""
+
 
 def _number(name: str) -> sa.BindParameter[int]:
     return sa.bindparam(name, type_=sa.BigInteger)

@@ -91,12 +91,10 @@ class SmtpSender:
         failure: Exception | None = None
         try:
             self._open_session(smtp, outcome)
-            # False when the caller has left: a mail that was reported as not sent is not sent.
-            if outcome.set_running_or_notify_cancel():
-                smtp.send_message(message, message["From"].addresses[0].addr_spec, [address])
-                # The server has the mail. Its farewell is not awaited: it might never end.
-                with suppress(OSError):
-                    smtp.putcmd("QUIT")
+            smtp.send_message(message, message["From"].addresses[0].addr_spec, [address])
+            # The server has the mail. Its farewell is not awaited: it might never end.
+            with suppress(OSError):
+                smtp.putcmd("QUIT")
         except Exception as error:  # noqa: BLE001 - it is raised again in the thread that waits
             failure = error
         smtp.close()
@@ -109,7 +107,11 @@ class SmtpSender:
                 outcome.set_exception(failure)
 
     def _open_session(self, smtp: smtplib.SMTP, outcome: Future[None]) -> None:
-        """Connect, encrypt, log in. Whenever there is a new socket, see whether to go on."""
+        """Connect, encrypt, log in.
+
+        A caller who has left hangs up, which ends whatever is done with the socket it finds, so
+        that a mail reported as not sent is not sent. A new socket needs a look of its own.
+        """
         host = self._config.smtp_host
         # The caller's patience decides; the socket's own only ends what cannot be hung up.
         timeout_s = self._timeout_s + 1

@@ -38,6 +38,10 @@ class Parameters(BaseModel):
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
         """Raises: MissingParameters, InvalidParameter."""
+        for name in cls.model_fields:
+            # What may be absent may still not be null (GEN-08).
+            if values.get(name, "") is None:
+                raise InvalidParameter(f"{name} is not valid")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

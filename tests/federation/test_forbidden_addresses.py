@@ -4,10 +4,11 @@ Experiments E18 and E19 of the security page, without a network namespace: each 
 connect passes a recorder, and only the public front of the homeserver is let through.
 """
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from parts.homeserver import Reply
+from parts.special_purpose import IPV4_BLOCKS, IPV6_BLOCKS, ipv6_forms
 
 from identity.errors import HomeserverUnreachable
 from identity.federation.resolver import Service
@@ -17,32 +18,16 @@ pytestmark = pytest.mark.requirement("FED-10")
 
 PUBLIC = "1.2.3.4"
 
-# The registries of IANA; test_addresses goes into the blocks within blocks.
-IPV4_BLOCKS = """
-0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
-192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24
-198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
-""".split()
-IPV6_BLOCKS = """
-::/128 ::1/128 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 2001:db8::/32 2002::/16
-2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
-""".split()
-
 
 def _forbidden() -> list[str]:
     """First and last of each block, and each IPv4 address in the six IPv6 forms."""
-    found = []
-    for block in IPV4_BLOCKS:
-        for inner in (ip_network(block)[0], ip_network(block)[-1]):
-            number = int(inner)
-            found.append(str(inner))
-            for prefix in ("::ffff:0:0", "::", "64:ff9b::", "64:ff9b:1::"):
-                found.append(str(ip_address(prefix) + number))
-            found.append(str(ip_address("2002::") + (number << 80)))
-            found.append(str(ip_address("2001::") + (number ^ 0xFFFFFFFF)))
-    for block in IPV6_BLOCKS:
-        found += [str(ip_network(block)[0]), str(ip_network(block)[-1])]
-    return list(dict.fromkeys(found))
+    found: list[IPv4Address | IPv6Address] = []
+    for block in map(ip_network, IPV4_BLOCKS + IPV6_BLOCKS):
+        for address in (block[0], block[-1]):
+            found.append(address)
+            if isinstance(address, IPv4Address):
+                found += ipv6_forms(address)
+    return list(dict.fromkeys(map(str, found)))
 
 
 FORBIDDEN = _forbidden()

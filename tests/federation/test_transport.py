@@ -155,7 +155,7 @@ class TestCertificate:
     def test_old_tls_version_is_refused(self, make_transport, network):
         with FakeHomeserver() as homeserver:
             homeserver.tls.set_ciphers("DEFAULT@SECLEVEL=0")
-            with pytest.warns(DeprecationWarning):
+            with pytest.warns(DeprecationWarning, match="TLSv1_1"):
                 homeserver.tls.maximum_version = ssl.TLSVersion.TLSv1_1
             reason = self.refused(homeserver, make_transport, network)
         assert reason == "TLS failed"
@@ -228,6 +228,18 @@ class TestBounds:
         assert not failure.timed_out
         # What fits into the buffers of two sockets, far from what the server would send.
         assert homeserver.sent_bytes < 16 * 1024 * 1024
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            [b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"a" * 1000 + b"\r\n"] * 30, b"\r\n"],
+            itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ],
+        ids=["30 KB of headers", "continue for ever"],
+    )
+    def test_more_around_the_body_than_is_needed_is_refused(self, make_transport, homeserver, raw):
+        homeserver.answers["/x"] = Reply(raw=raw)
+        assert failure_of(make_transport()).reason == "answer too large"
 
     def test_body_of_an_error_is_not_read(self, make_transport, homeserver):
         homeserver.answers["/x"] = Reply(401, itertools.repeat(b"a" * 65536))

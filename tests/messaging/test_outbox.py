@@ -4,6 +4,7 @@ from email import message_from_bytes
 from email.policy import SMTPUTF8
 
 import pytest
+from parts.clock import FakeClock
 from structlog.testing import capture_logs
 
 from identity.config import Config
@@ -20,13 +21,8 @@ ALICE = "alice@example.org"
 LINK = "http://localhost:8090/_matrix/identity/v2/validate/email/confirm?sid=1&token=T" + "x" * 90
 
 
-class FixedClock:
-    def now_ms(self) -> int:
-        return 1_800_000_000_042
-
-
 def make_mail():
-    composer = Composer(Brands(None, "default"), Config(), FixedClock())
+    composer = Composer(Brands(None, "default"), Config(), FakeClock(1_800_000_000_042))
     return verification_mail(
         composer,
         ThreePid.email(ALICE),
@@ -38,7 +34,7 @@ def make_mail():
 
 
 def test_outbox_writes_each_mail_to_a_private_file_of_its_own(tmp_path):
-    outbox = FileOutbox(tmp_path / "outbox", FixedClock())
+    outbox = FileOutbox(tmp_path / "outbox", FakeClock(1_800_000_000_042))
     outbox.send(make_mail(), ALICE)
     outbox.send(make_mail(), ALICE)
     names = ["20270115T080000.042Z-0.eml", "20270115T080000.042Z-1.eml"]
@@ -50,7 +46,7 @@ def test_outbox_writes_each_mail_to_a_private_file_of_its_own(tmp_path):
 
 def test_outbox_mail_shows_a_person_the_link_and_a_program_the_mail(tmp_path):
     mail = make_mail()
-    FileOutbox(tmp_path, FixedClock()).send(mail, ALICE)
+    FileOutbox(tmp_path, FakeClock(1_800_000_000_042)).send(mail, ALICE)
     (path,) = tmp_path.iterdir()
     raw = path.read_bytes()
     assert f"\r\n{LINK}\r\n".encode() in raw
@@ -63,7 +59,7 @@ def test_outbox_mail_shows_a_person_the_link_and_a_program_the_mail(tmp_path):
 
 def test_outbox_logs_the_path_and_no_address(tmp_path):
     with capture_logs() as logs:
-        FileOutbox(tmp_path, FixedClock()).send(make_mail(), ALICE)
+        FileOutbox(tmp_path, FakeClock(1_800_000_000_042)).send(make_mail(), ALICE)
     (path,) = tmp_path.iterdir()
     assert logs == [{"event": "email_written", "path": str(path), "log_level": "info"}]
 
@@ -73,7 +69,7 @@ def test_outbox_of_several_writers_loses_no_mail(tmp_path):
     mail = make_mail()
 
     def write():
-        outbox = FileOutbox(tmp_path, FixedClock())
+        outbox = FileOutbox(tmp_path, FakeClock(1_800_000_000_042))
         for _ in range(10):
             outbox.send(mail, ALICE)
 
@@ -90,7 +86,7 @@ def test_outbox_of_several_writers_loses_no_mail(tmp_path):
 def test_outbox_that_cannot_be_written_is_not_sent(tmp_path):
     (tmp_path / "outbox").write_text("not a folder")
     with capture_logs() as logs, pytest.raises(EmailNotSent):
-        FileOutbox(tmp_path / "outbox", FixedClock()).send(make_mail(), ALICE)
+        FileOutbox(tmp_path / "outbox", FakeClock(1_800_000_000_042)).send(make_mail(), ALICE)
     assert [entry["reason"] for entry in logs] == ["FileExistsError"]
 
 
@@ -104,10 +100,17 @@ def test_outbox_that_cannot_be_written_is_not_sent(tmp_path):
     ],
 )
 def test_sender_is_the_one_that_the_configuration_names(email, kind):
-    assert type(sender_from_config(Config.model_validate({"email": email}), FixedClock())) is kind
+    assert (
+        type(
+            sender_from_config(
+                Config.model_validate({"email": email}), FakeClock(1_800_000_000_042)
+            )
+        )
+        is kind
+    )
 
 
 def test_sender_for_development_writes_below_the_data_folder(tmp_path):
     config = Config.model_validate({"server": {"data_dir": str(tmp_path)}})
-    sender_from_config(config, FixedClock()).send(make_mail(), ALICE)
+    sender_from_config(config, FakeClock(1_800_000_000_042)).send(make_mail(), ALICE)
     assert len(list((tmp_path / "outbox").iterdir())) == 1

@@ -189,7 +189,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._send([reply.body] if isinstance(reply.body, bytes) else reply.body)
 
-    do_POST = do_PUT = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
     def _send(self, pieces: Iterable[bytes]) -> None:
         for piece in pieces:

@@ -19,4 +19,7 @@ class FakeNetwork:
             raise TimeoutError
         if address not in self.routes:
             raise ConnectionRefusedError
-        return socket.create_connection(self.routes[address], timeout_s)
+        connection = socket.create_connection(self.routes[address], timeout_s)
+        # What follows is to be bounded by the caller, not by what is left of connecting.
+        connection.settimeout(10)
+        return connection

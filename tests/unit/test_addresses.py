@@ -1,44 +1,13 @@
-"""Which addresses may be connected to. The blocks are those of the registries, not of the code."""
-
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
+from parts.special_purpose import IPV4_BLOCKS, IPV6_BLOCKS, ipv6_forms
 
 from identity.federation.addresses import AddressPolicy, embedded_ipv4
 
 pytestmark = pytest.mark.requirement("FED-10")
 
-# IANA IPv4 Special-Purpose Address Registry, and multicast.
-IPV4_BLOCKS = """
-0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
-192.0.0.0/29 192.0.0.8/32 192.0.0.9/32 192.0.0.10/32 192.0.0.170/32 192.0.0.171/32 192.0.2.0/24
-192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15
-198.51.100.0/24 203.0.113.0/24 240.0.0.0/4 255.255.255.255/32 224.0.0.0/4
-""".split()
-
-# IANA IPv6 Special-Purpose Address Registry, multicast, and retired or unassigned space.
-# 64:ff9b::/96 is judged by what it holds, in a test of its own.
-IPV6_BLOCKS = """
-::1/128 ::/128 ::ffff:0:0/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 2001::/32
-2001:1::1/128 2001:1::2/128 2001:1::3/128 2001:2::/48 2001:3::/32 2001:4:112::/48 2001:10::/28
-2001:20::/28 2001:30::/28 2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7
-fe80::/10 ff00::/8 fec0::/10 ::/96 ::ffff:0:0:0/96 4000::/3 e000::/4
-""".split()
-
 PUBLIC = ["1.2.3.4", "9.255.255.255", "172.32.0.1", "223.255.255.255", "2606:4700::1", "2a00::1"]
-
-
-def forms_of(inner: IPv4Address) -> list[IPv6Address]:
-    """The ways to write an IPv4 address as an IPv6 one."""
-    number = int(inner)
-    return [
-        IPv6Address(int(IPv6Address("::ffff:0:0")) | number),
-        IPv6Address(number),
-        IPv6Address(int(IPv6Address("64:ff9b::")) | number),
-        IPv6Address(int(IPv6Address("64:ff9b:1::")) | number),
-        IPv6Address((0x2002 << 112) | (number << 80)),
-        IPv6Address((0x20010000 << 96) | (number ^ 0xFFFFFFFF)),
-    ]
 
 
 @pytest.mark.parametrize("block", IPV4_BLOCKS + IPV6_BLOCKS)
@@ -58,7 +27,7 @@ def test_public_address_by_default_is_allowed(address):
 def test_embedded_special_address_by_default_is_refused(block):
     network = IPv4Network(block)
     for inner in (network[0], network[-1]):
-        for form in forms_of(inner):
+        for form in ipv6_forms(inner):
             assert not AddressPolicy().allows(form), form
 
 
@@ -66,7 +35,7 @@ def test_nat64_address_with_public_inside_is_allowed():
     assert AddressPolicy().allows(IPv6Address("64:ff9b::102:304"))
 
 
-@pytest.mark.parametrize("form", forms_of(IPv4Address("1.2.3.4")), ids=str)
+@pytest.mark.parametrize("form", ipv6_forms(IPv4Address("1.2.3.4")), ids=str)
 def test_embedded_public_address_is_found_and_denied_by_network(form):
     assert IPv4Address("1.2.3.4") in embedded_ipv4(form)
     policy = AddressPolicy(allow_private=True, denied_networks=(IPv4Network("1.2.3.0/24"),))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from email.message import Message
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -186,7 +187,7 @@ class TestInvalidWellKnown:
     @pytest.mark.parametrize(("redirects", "host"), [(5, "b.test"), (6, "hs.test")])
     def test_redirects_are_followed_five_times_at_most(self, world, redirects, host):
         urls = ["https://hs.test" + WELL_KNOWN, *(f"https://hs.test/{n}" for n in range(redirects))]
-        for url, following in zip(urls, urls[1:], strict=False):
+        for url, following in pairwise(urls):
             world.web.page(url, 307, Location=following)
         world.web.page(urls[-1], 200, b'{"m.server":"b.test"}')
         assert [found.host for found in world.find("hs.test")] == [host]

@@ -1,0 +1,57 @@
+"""Every route of an application, for tests that sweep over all of them: new ones are covered."""
+
+import re
+import sys
+from dataclasses import dataclass
+
+from flask import Flask
+
+from identity.web.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path`: with the variables filled in. `names`: parameters that routes of its module take."""
+
+    method: str
+    path: str
+    rule: str
+    is_page: bool
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.rule}"
+
+
+def routes_of(app: Flask, variable: str = "ed25519:0") -> list[Route]:
+    """One for each path and method but HEAD and OPTIONS. Pages for people come from blueprints
+    that are called `…pages`."""
+    return [
+        Route(
+            method,
+            re.sub(r"<[^>]*>", variable, rule.rule),
+            rule.rule,
+            rule.endpoint.partition(".")[0].endswith("pages"),
+            _names(sys.modules[app.view_functions[rule.endpoint].__module__]),
+        )
+        for rule in app.url_map.iter_rules()
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+    ]
+
+
+def paths_of(app: Flask) -> dict[str, set[str]]:
+    """Path to the methods that it takes, HEAD and OPTIONS included."""
+    methods: dict[str, set[str]] = {}
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<[^>]*>", "ed25519:0", rule.rule)
+        methods.setdefault(path, set()).update(rule.methods or ())
+    return methods
+
+
+def _names(module: object) -> tuple[str, ...]:
+    models = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Parameters) and value is not Parameters
+    ]
+    return tuple(sorted({name for model in models for name in model.model_fields}))
