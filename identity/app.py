@@ -1,11 +1,13 @@
 """The WSGI application: routes, and what holds for every answer."""
 
-import secrets
+import random
 import time
 from typing import Any, Final
 
+import orjson
 import structlog
 from flask import Flask, Response, g, request
+from flask.json.provider import JSONProvider
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from identity.accounts import routes as accounts_routes
@@ -28,12 +30,15 @@ V1: Final = "/_matrix/identity/api/v1"
 V2: Final = "/_matrix/identity/v2"
 
 # On every answer, errors and pages too: a browser hides from a client what lacks them.
-_CORS: Final = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Origin, X-Requested-With, Content-Type, Accept, Authorization",
-    "Access-Control-Max-Age": "86400",
-}
+_CORS: Final = [
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS"),
+    (
+        "Access-Control-Allow-Headers",
+        "Origin, X-Requested-With, Content-Type, Accept, Authorization",
+    ),
+    ("Access-Control-Max-Age", "86400"),
+]
 
 
 def create_app(services: Services) -> Flask:
@@ -41,7 +46,7 @@ def create_app(services: Services) -> Flask:
     config = services.config
     app = Flask("identity", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.request_body_limit
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json = _Json(app)
     # Else "//" is answered by a redirect to wherever the Host header says (GEN-17, GEN-22).
     app.url_map.merge_slashes = False
     authentication = Authentication(
@@ -65,8 +70,8 @@ def create_app(services: Services) -> Flask:
     ):
         app.register_blueprint(blueprint)
     _answer_errors(app)
-    _surround_requests(app)
-    app.wsgi_app = _without_trailing_slash(app.wsgi_app)  # type: ignore[method-assign]
+    _log_requests(app)
+    app.wsgi_app = _surround(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
@@ -94,10 +99,11 @@ def _answer_errors(app: Flask) -> None:
         return json_error(500, "M_UNKNOWN", "Internal server error", request_id=g.request_id)
 
 
-def _surround_requests(app: Flask) -> None:
+def _log_requests(app: Flask) -> None:
     @app.before_request
     def begin() -> Response | None:
-        g.request_id = secrets.token_hex(8)
+        # Only to find a request in the log: it need not be unpredictable.
+        g.request_id = random.randbytes(8).hex()  # noqa: S311
         g.began = time.perf_counter()
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
         # No path of ours holds one, and not every database takes it for a character.
@@ -105,9 +111,9 @@ def _surround_requests(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        response.headers.extend(_CORS)
         response.headers["X-Request-Id"] = g.request_id
-        log.info(
+        # What went well is told by metrics and by the proxy's log.
+        (log.debug if response.status_code < 400 else log.info)(
             "request",
             method=request.method,
             # The rule, not the path or the query: those may hold tokens and addresses.
@@ -123,14 +129,35 @@ def _route() -> str:
     return request.url_rule.rule if request.url_rule else "unknown"
 
 
-def _without_trailing_slash(wsgi_app: Any) -> Any:
-    """Every path may end in a slash and is answered directly: a redirect would break signed
-    URIs and preflights (GEN-17)."""
+def _surround(wsgi_app: Any) -> Any:
+    """What holds for every answer, whoever made it: CORS headers, and no redirect for a slash.
 
-    def strip(environ: dict[str, Any], start_response: Any) -> Any:
+    Every path may end in one and is answered directly: a redirect would break signed URIs and
+    preflights (GEN-17).
+    """
+
+    def surrounded(environ: dict[str, Any], start_response: Any) -> Any:
         path = environ.get("PATH_INFO", "")
         if len(path) > 1 and path.endswith("/"):
             environ["PATH_INFO"] = path[:-1]
-        return wsgi_app(environ, start_response)
 
-    return strip
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            return start_response(status, headers + _CORS, exc_info)
+
+        return wsgi_app(environ, start)
+
+    return surrounded
+
+
+class _Json(JSONProvider):
+    """Answers are encoded by orjson; request bodies never come this way."""
+
+    def dumps(self, obj: Any, **_: Any) -> str:
+        return orjson.dumps(obj).decode()
+
+    def loads(self, s: str | bytes, **_: Any) -> Any:
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        body = orjson.dumps(self._prepare_response_obj(args, kwargs))
+        return Response(body, mimetype="application/json")

@@ -13,9 +13,9 @@ Rules:
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -33,6 +33,8 @@ except ImportError:  # Only Linux has wheels; elsewhere Python's own library mus
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+# What a unit of work is given. A service hands it on to its store and looks no further.
+Transaction: TypeAlias = sa.Connection
 
 metadata: Final = sa.MetaData(
     naming_convention={
@@ -83,16 +85,54 @@ class Database:
         self.engine.dialect.storage_keys = keys  # type: ignore[attr-defined]
         self.keys = keys
         self._writing = self.engine.execution_options(begin=_begin_statement(self.engine))
+        self._driver = self.engine.dialect.loaded_dbapi
         self._is_sqlite = self.engine.dialect.name == "sqlite"
         # SQLite has one writer at a time; waiting here is fair and wakes at once, while its
         # own busy handler sleeps and polls.
         self._writer = threading.Lock()
 
-    def read(self, work: Callable[[sa.Connection], T]) -> T:
+    def read(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` without a transaction. Raises: StorageUnavailable."""
         return _run(self.engine, work, commit=False)
 
-    def write(self, work: Callable[[sa.Connection], T], *, patient: bool = False) -> T:
+    def fetch(self, statement: str, parameters: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
+        """The rows of one SELECT written by hand, with `?` for each parameter.
+
+        Only for what every lookup runs: taking the driver's cursor as it is costs a fifth of
+        what a compiled expression does. Raises: StorageUnavailable.
+        """
+        if not self._is_sqlite:
+            statement = statement.replace("?", "%s")
+        try:
+            return self._fetch(statement, parameters)
+        except self._driver.Error as error:
+            # The pool has dropped it; whatever else went wrong will go wrong again.
+            log.info("read_repeated", reason=type(error).__name__)
+        except sa.exc.TimeoutError as error:
+            log.warning("database_pool_exhausted")
+            raise StorageUnavailable from error
+        try:
+            return self._fetch(statement, parameters)
+        except self._driver.OperationalError as error:
+            log.warning("database_unavailable", reason=type(error).__name__)
+            raise StorageUnavailable from error
+
+    def _fetch(self, statement: str, parameters: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            try:
+                cursor.execute(statement, parameters)
+                return cursor.fetchall()
+            finally:
+                cursor.close()
+        except self._driver.Error:
+            connection.invalidate()
+            raise
+        finally:
+            connection.close()
+
+    def write(self, work: Callable[[Transaction], T], *, patient: bool = False) -> T:
         """Run `work` in one transaction and commit it. Raises: StorageUnavailable.
 
         `patient`: an operator's long piece of work, which no time-out of a statement may end.
@@ -123,7 +163,7 @@ class Sealed(sa.types.TypeDecorator[str]):
         return None if value is None else _keys(dialect).unseal(self.name, bytes(value)).decode()
 
 
-def insert(tx: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite_dialect.Insert:
+def insert(tx: Transaction, table: sa.Table) -> postgresql.Insert | sqlite_dialect.Insert:
     """An INSERT that may have an ON CONFLICT clause, which both databases spell alike."""
     if tx.dialect.name == "sqlite":
         return sqlite_dialect.insert(table)
@@ -214,7 +254,7 @@ def _begin_statement(engine: sa.Engine) -> str:
     return "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN"
 
 
-def _run(engine: sa.Engine, work: Callable[[sa.Connection], T], *, commit: bool) -> T:
+def _run(engine: sa.Engine, work: Callable[[Transaction], T], *, commit: bool) -> T:
     for run in range(1, _MAX_RUNS + 1):
         committing = False
         try:
@@ -237,8 +277,8 @@ def _run(engine: sa.Engine, work: Callable[[sa.Connection], T], *, commit: bool)
     raise StorageUnavailable
 
 
-def _without_timeouts(work: Callable[[sa.Connection], T]) -> Callable[[sa.Connection], T]:
-    def patient_work(tx: sa.Connection) -> T:
+def _without_timeouts(work: Callable[[Transaction], T]) -> Callable[[Transaction], T]:
+    def patient_work(tx: Transaction) -> T:
         for name in _POSTGRES_TIMEOUTS:
             tx.exec_driver_sql(f"SET LOCAL {name} = 0")
         return work(tx)

@@ -3,6 +3,7 @@
 Source: Matrix specification, appendices, "Server Name" and "User Identifiers".
 """
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class UserId:
     server: ServerName
 
     @classmethod
+    @functools.lru_cache(maxsize=10_000)
     def parse(cls, text: str) -> Self:
         """Raises: InvalidParameter when `text` is not a user ID."""
         if not isinstance(text, str) or not text.startswith("@"):

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import sqlalchemy as sa
-
 from identity import schema
 from identity.associations.store import ensure_origin
 from identity.clock import Clock
 from identity.config import Config
-from identity.database import Database, create_engine, sqlite_path
+from identity.database import Database, Transaction, sqlite_path
 from identity.errors import SetupError
 from identity.keys import keyfile
 from identity.keys.service import create_key_files, record_or_check
@@ -38,7 +36,9 @@ def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
     Raises: SetupError.
     """
     url = config.database_url
-    revision = _revision(url)
+    if path := sqlite_path(url):
+        path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    revision = schema.find_revision(url)
     made: list[Path] = []
     if revision is None:
         made = create_key_files(config.signing_keys_path, config.storage_keys_path)
@@ -51,29 +51,16 @@ def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
     database = Database(url, storage, pool_size=config.database.pool_size)
     now_ms = clock.now_ms()
 
-    def check(tx: sa.Connection) -> None:
+    def check(tx: Transaction) -> None:
         record_or_check(tx, signing, storage, now_ms)
         create_first_pepper(tx, now_ms)
         ensure_origin(tx, str(config.server.name))
 
-    database.write(check)
-    if revision is None and (path := sqlite_path(url)):
+    try:
+        database.write(check)
+    except Exception:
+        database.close()
+        raise
+    if revision is None and path:
         made.append(path)
     return Opened(database, tuple(made))
-
-
-def _revision(url: str) -> str | None:
-    """The schema's revision, None for a new database. Raises: SetupError when it is newer than
-    this version of the code, or cannot be reached."""
-    if path := sqlite_path(url):
-        path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=1)
-    try:
-        with engine.connect() as connection:
-            return schema.current(connection)
-    except sa.exc.DBAPIError as error:
-        # libpq's first line says which host and why; it never repeats the password.
-        reason = str(error.orig).strip().splitlines()[0]
-        raise SetupError(f"The database cannot be opened: {reason}") from None
-    finally:
-        engine.dispose()

@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from identity.database import create_engine
+from identity.errors import SetupError
 
 _PACKAGED: Final = Path(__file__).parent / "migrations"
 _CHECKOUT: Final = Path(__file__).parent.parent / "migrations"
@@ -33,6 +34,30 @@ def current(connection: sa.Connection) -> str | None:
         return None
     revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return None if revision is None else str(revision)
+
+
+def find_revision(url: str) -> str | None:
+    """The same for a database that is not open yet.
+
+    Raises: SetupError when it cannot be reached, or is newer than this version of the code.
+    """
+    engine = create_engine(url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            revision = current(connection)
+    except sa.exc.DBAPIError as error:
+        # libpq's first line says which host and why; it never repeats the password.
+        reason = str(error.orig).strip().splitlines()[0]
+        raise SetupError(f"The database cannot be opened: {reason}") from None
+    finally:
+        engine.dispose()
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise SetupError(
+            f"The database has the schema of a newer version of this server ({revision}); "
+            "run that version, or restore a backup from before the upgrade"
+        )
+    return revision
 
 
 def upgrade(url: str, revision: str = "head") -> None:

@@ -8,11 +8,9 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
-import sqlalchemy as sa
-
 from identity.accounts import store
 from identity.clock import HOUR_MS, Clock
-from identity.database import Database
+from identity.database import Database, Transaction
 from identity.errors import HomeserverNotAllowed, Unauthorized, UnknownAccessToken
 from identity.federation.homeserver import HomeserverClient
 from identity.limits.service import Limiter
@@ -63,10 +61,11 @@ class Accounts:
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         now_ms = self._clock.now_ms()
 
-        def work(tx: sa.Connection) -> None:
+        def work(tx: Transaction) -> None:
             store.ensure_account(tx, str(user_id), now_ms)
+            # Before the insert: a clock that was set back must not make the new one the oldest.
+            store.keep_newest_tokens(tx, str(user_id), _MAX_TOKENS - 1)
             store.insert_token(tx, self._hash(token), str(user_id), now_ms)
-            store.keep_newest_tokens(tx, str(user_id), _MAX_TOKENS)
 
         self._database.write(work)
         return token
@@ -76,7 +75,7 @@ class Accounts:
         if token is None:
             raise Unauthorized
         token_hash = self._hash(token)
-        found = self._database.read(lambda tx: store.find_token(tx, token_hash))
+        found = store.find_token(self._database, token_hash)
         if found is None:
             raise UnknownAccessToken
         user_id, used_at_ms = found

@@ -5,7 +5,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from identity.accounts.models import access_tokens, accounts
-from identity.database import insert
+from identity.database import Database, insert
 
 
 def ensure_account(tx: sa.Connection, user_id: str, now_ms: int) -> bool:
@@ -36,10 +36,10 @@ def keep_newest_tokens(tx: sa.Connection, user_id: str, count: int) -> None:
     tx.execute(access_tokens.delete().where(mine, access_tokens.c.token_hash.not_in(kept)))
 
 
-def find_token(tx: sa.Connection, token_hash: bytes) -> tuple[str, int] | None:
+def find_token(database: Database, token_hash: bytes) -> tuple[str, int] | None:
     """(user ID, used_at_ms)."""
-    row = tx.execute(_FIND_TOKEN, {"token_hash": token_hash}).first()
-    return None if row is None else (row.user_id, row.used_at_ms)
+    rows = database.fetch(_FIND_BY_HASH, (token_hash,))
+    return (rows[0][0], rows[0][1]) if rows else None
 
 
 def touch_token(tx: sa.Connection, token_hash: bytes, now_ms: int) -> None:
@@ -62,6 +62,4 @@ def delete_unused_tokens(tx: sa.Connection, *, used_before_ms: int) -> int:
     return result.rowcount
 
 
-_FIND_TOKEN: Final = sa.select(access_tokens.c.user_id, access_tokens.c.used_at_ms).where(
-    access_tokens.c.token_hash == sa.bindparam("token_hash")
-)
+_FIND_BY_HASH: Final = "SELECT user_id, used_at_ms FROM access_tokens WHERE token_hash = ?"

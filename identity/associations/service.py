@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 from identity.associations import store
 from identity.associations.statement import Logged, Statement, encode_signed, newest
 from identity.associations.store import Current
 from identity.clock import Clock
-from identity.database import Conflict, Database
+from identity.database import Conflict, Database, Transaction
 from identity.keys.service import SigningKeys
 from identity.lookup import index
 from identity.lookup import store as lookup_store
@@ -68,7 +66,7 @@ class Associations:
         now_ms = self._clock.now_ms()
         return current.mxid if current is not None and current.is_live(now_ms) else None
 
-    def revoke(self, tx: sa.Connection, threepid: ThreePid, mxid: UserId) -> bool:
+    def revoke(self, tx: Transaction, threepid: ThreePid, mxid: UserId) -> bool:
         """The same as `unbind`, inside the caller's transaction."""
         blind = self._database.keys.blind_index(threepid)
         current = store.lock_current(tx, [blind]).get(blind)
@@ -77,7 +75,7 @@ class Associations:
         self.publish(tx, threepid, None)
         return True
 
-    def publish(self, tx: sa.Connection, threepid: ThreePid, mxid: UserId | None) -> dict[str, Any]:
+    def publish(self, tx: Transaction, threepid: ThreePid, mxid: UserId | None) -> dict[str, Any]:
         """Make, sign, log and apply one statement of ours, newer than every other one.
 
         Returns the signed JSON: six keys and `signatures`.
@@ -85,7 +83,7 @@ class Associations:
         return self.publish_all(tx, {threepid: mxid})[0]
 
     def publish_all(
-        self, tx: sa.Connection, wanted: Mapping[ThreePid, UserId | None]
+        self, tx: Transaction, wanted: Mapping[ThreePid, UserId | None]
     ) -> list[dict[str, Any]]:
         """The same for several 3PIDs, in one go; returns the signed JSON of each, in order."""
         keys, now_ms = self._database.keys, self._clock.now_ms()
@@ -116,7 +114,7 @@ class Associations:
         One transaction: readers see the old state until it commits.
         """
 
-        def work(tx: sa.Connection) -> int:
+        def work(tx: Transaction) -> int:
             store.lock_origins(tx)
             store.clear_current(tx)
             lookup_store.clear_index(tx)
@@ -139,7 +137,7 @@ class Associations:
     def digest(self) -> list[OriginDigest]:
         """Of every origin; equal on two servers that hold the same."""
 
-        def work(tx: sa.Connection) -> list[OriginDigest]:
+        def work(tx: Transaction) -> list[OriginDigest]:
             return [
                 OriginDigest(origin, last_id, head.hex(), digests(store.live_leaves(tx, origin)))
                 for origin, last_id, head in store.origin_states(tx)
@@ -147,9 +145,7 @@ class Associations:
 
         return self._database.write(work, patient=True)
 
-    def _apply(
-        self, tx: sa.Connection, logged: Iterable[Logged], held: dict[bytes, Current]
-    ) -> None:
+    def _apply(self, tx: Transaction, logged: Iterable[Logged], held: dict[bytes, Current]) -> None:
         """Let the view and the index follow statements that are in the log. `held`: their
         3PIDs' current view, locked."""
         blind_index = self._database.keys.blind_index
@@ -166,7 +162,7 @@ class Associations:
         index.follow(tx, self._database.keys, self._changes(tx, winners, held))
 
     def _changes(
-        self, tx: sa.Connection, winners: dict[bytes, Logged], held: dict[bytes, Current]
+        self, tx: Transaction, winners: dict[bytes, Logged], held: dict[bytes, Current]
     ) -> Sequence[Change]:
         changes = []
         for blind, entry in winners.items():

@@ -110,9 +110,7 @@ def find_current(tx: sa.Connection, threepid: bytes) -> Current | None:
     return None if row is None else _current(row)
 
 
-def put_current(
-    tx: sa.Connection, winners: dict[bytes, Logged], held: Collection[bytes]
-) -> bool:
+def put_current(tx: sa.Connection, winners: dict[bytes, Logged], held: Collection[bytes]) -> bool:
     """Write the winners. `held`: the 3PIDs that had a row when `lock_current` looked.
 
     False if one of the others has got a row meanwhile: nobody could lock what was not there.

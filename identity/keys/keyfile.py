@@ -2,7 +2,8 @@
 
 `signing.keys` holds `ed25519 <version> <seed>` lines, `storage.keys` holds `index <key>` and
 `seal <number> <key>` lines; seeds and keys are 32 bytes in unpadded base64, `#` starts a
-comment. A file is replaced as a whole and is on disk before anyone relies on it.
+comment. A file is made or replaced as a whole and is on disk before anyone relies on it; of
+several processes that make the first one at once, one does.
 """
 
 import os
@@ -10,6 +11,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,12 +46,13 @@ def read_signing_keys(path: Path) -> dict[str, SigningKey]:
     return keys
 
 
+def create_signing_keys(path: Path, keys: dict[str, SigningKey]) -> bool:
+    """False where the file exists; it is left as it is."""
+    return _create(path, _signing_keys_text(keys))
+
+
 def write_signing_keys(path: Path, keys: dict[str, SigningKey]) -> None:
-    lines = [
-        f"{ALGORITHM} {key.key_id.partition(':')[2]} {encode_base64(key.seed)}"
-        for key in keys.values()
-    ]
-    _replace(path, "Signing keys. Whoever has them can sign as this server.", lines)
+    _replace(path, _signing_keys_text(keys))
 
 
 def read_storage_keys(path: Path) -> StorageKeys:
@@ -73,10 +76,13 @@ def read_storage_keys(path: Path) -> StorageKeys:
     return StorageKeys(index, seals)
 
 
+def create_storage_keys(path: Path, keys: StorageKeys) -> bool:
+    """False where the file exists; it is left as it is."""
+    return _create(path, _storage_keys_text(keys))
+
+
 def write_storage_keys(path: Path, keys: StorageKeys) -> None:
-    lines = [f"index {encode_base64(keys.index)}"]
-    lines += [f"seal {number} {encode_base64(key)}" for number, key in sorted(keys.seals.items())]
-    _replace(path, "Storage keys. Without them the database cannot be read: keep a copy.", lines)
+    _replace(path, _storage_keys_text(keys))
 
 
 def generate_storage_keys() -> StorageKeys:
@@ -114,14 +120,55 @@ def _decode(path: Path, number: int, text: str, size_bytes: int) -> bytes:
     return value
 
 
-def _replace(path: Path, comment: str, lines: list[str]) -> None:
+def _signing_keys_text(keys: dict[str, SigningKey]) -> str:
+    lines = [
+        "# Signing keys. Whoever has them can sign as this server.",
+        *(
+            f"{ALGORITHM} {key.key_id.partition(':')[2]} {encode_base64(key.seed)}"
+            for key in keys.values()
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _storage_keys_text(keys: StorageKeys) -> str:
+    lines = [
+        "# Storage keys. Without them the database cannot be read: keep a copy.",
+        f"index {encode_base64(keys.index)}",
+        *(f"seal {number} {encode_base64(key)}" for number, key in sorted(keys.seals.items())),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _create(path: Path, text: str) -> bool:
+    with _written_beside(path, text) as new:
+        try:
+            # Of several processes that come this far only one succeeds, and none sees a file
+            # that is not complete.
+            path.hardlink_to(new)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    with _written_beside(path, text) as new:
+        new.replace(path)
+
+
+@contextmanager
+def _written_beside(path: Path, text: str) -> Iterator[Path]:
+    """A file on disk that the block gives its name; that name is on disk afterwards, too."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write("\n".join([f"# {comment}", *lines, ""]))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

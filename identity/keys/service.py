@@ -10,11 +10,10 @@ Rules:
 from pathlib import Path
 from typing import Final
 
-import sqlalchemy as sa
 import structlog
 
 from identity.clock import MINUTE_MS, Clock
-from identity.database import Database
+from identity.database import Database, Transaction
 from identity.errors import KeyNotFound, SetupError
 from identity.keys import keyfile, store
 from identity.sealing import StorageKeys
@@ -35,7 +34,7 @@ class SigningKeys:
         self._clock = clock
         self._held = keyfile.read_signing_keys(path)
 
-    def active(self, tx: sa.Connection) -> SigningKey:
+    def active(self, tx: Transaction) -> SigningKey:
         """The key to sign with, as the caller's transaction sees it."""
         key_id = store.find_active_key_id(tx)
         if key_id is None:
@@ -73,7 +72,7 @@ class SigningKeys:
         # First the file: a recorded key that no file holds could never be used.
         keyfile.write_signing_keys(self._path, {**held, key.key_id: key})
 
-        def record(tx: sa.Connection) -> None:
+        def record(tx: Transaction) -> None:
             store.forget_hosts(tx, seen_before_ms=now_ms - HOST_SILENCE_MS)
             alone = not store.keys_of_hosts(tx)
             store.insert_signing_key(tx, key.key_id, key.public_key, now_ms, active=alone)
@@ -85,7 +84,7 @@ class SigningKeys:
         """From now on the key is not valid. Raises: KeyNotFound, SetupError for the only key."""
         now_ms = self._clock.now_ms()
 
-        def work(tx: sa.Connection) -> None:
+        def work(tx: Transaction) -> None:
             if not store.revoke_signing_key(tx, key_id, now_ms):
                 raise KeyNotFound
             if store.find_active_key_id(tx) is None:
@@ -98,7 +97,7 @@ class SigningKeys:
         now_ms = self._clock.now_ms()
         held = keyfile.read_signing_keys(self._path)
 
-        def work(tx: sa.Connection) -> list[str]:
+        def work(tx: Transaction) -> list[str]:
             store.report_host(tx, host_id, held, now_ms)
             store.forget_hosts(tx, seen_before_ms=now_ms - HOST_SILENCE_MS)
             everywhere = frozenset(held).intersection(*store.keys_of_hosts(tx))
@@ -128,22 +127,31 @@ class SigningKeys:
 
 
 def create_key_files(signing_path: Path, storage_path: Path) -> list[Path]:
-    """Make the key files that do not exist yet; returns those that were made."""
+    """Make the key files that do not exist yet; returns those that were made.
+
+    Raises: SetupError where a folder cannot be written.
+    """
+    key = SigningKey.generate(next_key_id([]))
     made = []
-    for path in (signing_path, storage_path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not signing_path.exists():
-        key = SigningKey.generate(next_key_id([]))
-        keyfile.write_signing_keys(signing_path, {key.key_id: key})
-        made.append(signing_path)
-    if not storage_path.exists():
-        keyfile.write_storage_keys(storage_path, keyfile.generate_storage_keys())
-        made.append(storage_path)
+    try:
+        for path in (signing_path, storage_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Files that an operator provides may lie in a folder that is not ours to write.
+        if not signing_path.exists() and keyfile.create_signing_keys(
+            signing_path, {key.key_id: key}
+        ):
+            made.append(signing_path)
+        if not storage_path.exists() and keyfile.create_storage_keys(
+            storage_path, keyfile.generate_storage_keys()
+        ):
+            made.append(storage_path)
+    except OSError as error:
+        raise SetupError(f"The key files cannot be made: {error.strerror}") from None
     return made
 
 
 def record_or_check(
-    tx: sa.Connection,
+    tx: Transaction,
     signing: dict[str, SigningKey],
     storage: StorageKeys,
     now_ms: int,
@@ -152,14 +160,13 @@ def record_or_check(
 
     Raises: SetupError, naming the key that this host lacks.
     """
-    recorded = store.storage_fingerprints(tx)
-    if not recorded:
-        store.insert_storage_keys(tx, storage.fingerprints(), now_ms)
+    ours = storage.fingerprints()
+    # Of several hosts that record theirs at once, the first counts, and the others check theirs.
+    if not store.storage_fingerprints(tx) and store.insert_storage_keys(tx, ours, now_ms):
         for key_id, key in signing.items():
             store.insert_signing_key(tx, key_id, key.public_key, now_ms, active=True)
         return
-    ours = storage.fingerprints()
-    for name, fingerprint in recorded.items():
+    for name, fingerprint in store.storage_fingerprints(tx).items():
         if ours.get(name) != fingerprint:
             raise SetupError(
                 f"This host lacks the storage key {name!r} that the database was written with; "

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
+from identity.database import insert
 from identity.keys.models import hosts, signing_keys, storage_keys
 
 
@@ -73,14 +74,16 @@ def revoke_signing_key(tx: sa.Connection, key_id: str, now_ms: int) -> bool:
     return result.rowcount > 0
 
 
-def insert_storage_keys(tx: sa.Connection, fingerprints: dict[str, bytes], now_ms: int) -> None:
-    tx.execute(
-        storage_keys.insert(),
+def insert_storage_keys(tx: sa.Connection, fingerprints: dict[str, bytes], now_ms: int) -> bool:
+    """False if another host recorded keys of these names at the same time."""
+    result = tx.execute(
+        insert(tx, storage_keys).on_conflict_do_nothing(),
         [
             {"name": name, "fingerprint": fingerprint, "created_at_ms": now_ms}
             for name, fingerprint in fingerprints.items()
         ],
     )
+    return result.rowcount == len(fingerprints)
 
 
 def storage_fingerprints(tx: sa.Connection) -> dict[str, bytes]:

@@ -3,19 +3,21 @@
 Source: Matrix Identity Service API, "Association lookup"; MSC2134.
 """
 
+import binascii
 import hashlib
+import re
 import secrets
 from typing import Final
 
-from unpaddedbase64 import decode_base64, encode_base64
+from unpaddedbase64 import encode_base64
 
 from identity.threepid import Medium, ThreePid
 
 SHA256: Final = "sha256"
 NONE: Final = "none"
 
-HASH_BYTES: Final = 32
-_HASH_CHARACTERS: Final = 43  # 32 bytes in unpadded base64
+# 32 bytes in URL-safe unpadded base64: the last character carries four bits and two zeros.
+_HASH: Final = re.compile(r"[0-9A-Za-z_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
 _PEPPER_CHARACTERS: Final = 20
 _PEPPER_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -40,13 +42,9 @@ def decode_hash(text: str) -> bytes | None:
 
     Padding, the other alphabet, or spare bits that are not zero simply match nothing.
     """
-    if len(text) != _HASH_CHARACTERS:
+    if not _HASH.fullmatch(text):
         return None
-    try:
-        value: bytes = decode_base64(text)
-    except ValueError:
-        return None
-    return value if len(value) == HASH_BYTES and encode_hash(value) == text else None
+    return binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=")
 
 
 def hashes_of(threepid: ThreePid, pepper: str) -> set[bytes]:

@@ -7,8 +7,7 @@ storage key and the pepper, so a stolen table cannot be reversed by hashing ever
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
+from identity.database import Transaction
 from identity.lookup import store
 from identity.lookup.hashing import hashes_of
 from identity.sealing import StorageKeys
@@ -28,7 +27,7 @@ class Change:
     after: ThreePid | None
 
 
-def follow(tx: sa.Connection, keys: StorageKeys, changes: Iterable[Change]) -> None:
+def follow(tx: Transaction, keys: StorageKeys, changes: Iterable[Change]) -> None:
     """Carry the changes into every generation of the index.
 
     The caller holds the lock of an origin: a generation is begun under all of those locks, so

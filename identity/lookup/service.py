@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
-import sqlalchemy as sa
-
 from identity.associations import store as associations_store
 from identity.clock import SECOND_MS, Clock
-from identity.database import Database
+from identity.database import Database, Transaction
 from identity.errors import InvalidParameter, PepperMismatch, SetupError, TooManyAddresses
 from identity.lookup import hashing, store
 from identity.lookup.index import tags_of
@@ -73,9 +71,7 @@ class Lookups:
         if not asked:
             return {}
         now_ms = self._clock.now_ms()
-        bound = self._database.read(
-            lambda tx: store.find_bound(tx, pepper.pepper_id, list(asked), now_ms)
-        )
+        bound = store.find_bound(self._database, pepper.pepper_id, list(asked), now_ms)
         return {address: mxid for tag, mxid in bound.items() for address in asked[tag]}
 
     def _find_pepper(self, text: str) -> Pepper | None:
@@ -108,7 +104,7 @@ class Peppers:
         if older_than_ms and self._is_due(self._database.read(store.all_peppers), older_than_ms):
             self._database.write(lambda tx: self._begin(tx, older_than_ms=older_than_ms))
 
-    def _begin(self, tx: sa.Connection, older_than_ms: int | None) -> Pepper | None:
+    def _begin(self, tx: Transaction, older_than_ms: int | None) -> Pepper | None:
         """None where one is being indexed, or another host has just been as quick."""
         associations_store.lock_origins(tx)
         peppers = store.all_peppers(tx)
@@ -162,7 +158,7 @@ class Peppers:
         """Delete some rows of retired generations; returns how many. Called until it is 0."""
         now_ms = self._clock.now_ms()
 
-        def work(tx: sa.Connection) -> int:
+        def work(tx: Transaction) -> int:
             for pepper in store.all_peppers(tx):
                 if pepper.retires_at_ms is not None and pepper.retires_at_ms < now_ms:
                     deleted = store.delete_tags_of(tx, pepper.pepper_id, _BATCH)
@@ -173,7 +169,7 @@ class Peppers:
 
         return self._database.write(work)
 
-    def _index(self, tx: sa.Connection, pepper: Pepper, threepids: list[bytes]) -> None:
+    def _index(self, tx: Transaction, pepper: Pepper, threepids: list[bytes]) -> None:
         # Locked and read again: what was unbound since must not come back.
         keys = self._database.keys
         current = associations_store.lock_current(tx, threepids)
@@ -186,13 +182,13 @@ class Peppers:
         store.put_tags(tx, rows)
         store.set_indexed_to(tx, pepper.pepper_id, threepids[-1])
 
-    def _switch(self, tx: sa.Connection, pepper: Pepper) -> None:
+    def _switch(self, tx: Transaction, pepper: Pepper) -> None:
         now_ms = self._clock.now_ms()
         store.set_ready(tx, pepper.pepper_id, now_ms)
         store.retire_others(tx, pepper.pepper_id, now_ms + self._grace_ms)
 
 
-def create_first_pepper(tx: sa.Connection, now_ms: int) -> None:
+def create_first_pepper(tx: Transaction, now_ms: int) -> None:
     """Of a new database: there is nothing to index."""
     if not store.all_peppers(tx):
         store.insert_pepper(tx, 1, hashing.new_pepper(), now_ms, ready=True)

@@ -1,13 +1,13 @@
 """Statements over peppers and the lookup index, one a function."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 
-from identity.associations.models import associations
-from identity.database import insert
+from identity.database import Database, insert
 from identity.lookup.models import lookup_index, peppers
 
 # How many values one IN list may hold: well below the limits of both databases.
@@ -109,26 +109,24 @@ def clear_index(tx: sa.Connection) -> None:
 
 
 def find_bound(
-    tx: sa.Connection, pepper_id: int, tags: Sequence[bytes], now_ms: int
+    database: Database, pepper_id: int, tags: Sequence[bytes], now_ms: int
 ) -> dict[bytes, str]:
     """Tag to the MXID that is bound now."""
     found: dict[bytes, str] = {}
     for start in range(0, len(tags), _CHUNK):
-        parameters = {"pepper_id": pepper_id, "tags": tags[start : start + _CHUNK], "now": now_ms}
-        found.update((bytes(tag), mxid) for tag, mxid in tx.execute(_FIND_BOUND, parameters))
+        chunk = tags[start : start + _CHUNK]
+        rows = database.fetch(_find_bound(len(chunk)), (pepper_id, *chunk, now_ms, now_ms))
+        found.update((bytes(tag), mxid) for tag, mxid in rows)
     return found
 
 
-_FIND_BOUND: Final = (
-    sa.select(lookup_index.c.tag, associations.c.mxid)
-    .select_from(
-        lookup_index.join(associations, associations.c.threepid == lookup_index.c.threepid)
-    )
-    .where(
-        lookup_index.c.pepper_id == sa.bindparam("pepper_id"),
-        lookup_index.c.tag.in_(sa.bindparam("tags", expanding=True)),
-        associations.c.mxid.is_not(None),
-        associations.c.not_before_ms <= sa.bindparam("now"),
-        associations.c.not_after_ms >= sa.bindparam("now"),
-    )
-)
+@functools.cache
+def _find_bound(count: int) -> str:
+    # Only question marks are put in.
+    return f"""
+        SELECT lookup_index.tag, associations.mxid
+        FROM lookup_index JOIN associations ON associations.threepid = lookup_index.threepid
+        WHERE lookup_index.pepper_id = ? AND lookup_index.tag IN ({", ".join("?" * count)})
+          AND associations.mxid IS NOT NULL
+          AND associations.not_before_ms <= ? AND associations.not_after_ms >= ?
+        """  # noqa: S608

@@ -12,15 +12,12 @@ from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
 
-import sqlalchemy as sa
-
 from identity.accounts.caller import Caller
 from identity.associations.service import Associations
 from identity.clock import MINUTE_MS, Clock
 from identity.config import Config
-from identity.database import Conflict, Database
+from identity.database import Conflict, Database, Transaction
 from identity.errors import (
-    EmailNotSent,
     Forbidden,
     NotTheTokenOwner,
     SessionUnknown,
@@ -90,18 +87,20 @@ class Validation:
         answered = self._database.read(lambda tx: self._find_answered(tx, scope, request))
         if answered is not None:
             return answered.sid
-        self._limiter.spend(
+        permits = [
             ("email_recipient", request.threepid.address),
             *([] if owner is None else [("email_account", str(owner))]),
             *ip_subjects("email_ip", caller.ip),
             ("email_domain", domain),
             ("email_global", ""),
-        )
+        ]
+        self._limiter.spend(*permits)
         token = sessions.new_email_token()
         session, token_hash = self._database.write(
             lambda tx: self._prepare(tx, owner, scope, request, token)
         )
         if token_hash is None:
+            self._limiter.refund(*permits)
             return session.sid
         query = {"sid": session.sid, "client_secret": request.client_secret, "token": token}
         try:
@@ -114,7 +113,8 @@ class Validation:
                 brand=request.brand,
             )
             self._sender.send(message, request.threepid.address)
-        except EmailNotSent:
+        except Exception:
+            # Whatever it was, a fault of ours too: the caller is told that nothing was sent.
             self._database.write(lambda tx: store.delete_token(tx, session.sid, token_hash))
             raise
         self._database.write(lambda tx: store.make_token_live(tx, token_hash))
@@ -174,7 +174,7 @@ class Validation:
         if caller.user_id is not None and caller.user_id != mxid:
             raise NotTheTokenOwner
 
-        def work(tx: sa.Connection) -> dict[str, Any]:
+        def work(tx: Transaction) -> dict[str, Any]:
             session = self._get(tx, sid, client_secret, caller.user_id)
             if not session.may_be_bound_to(mxid):
                 raise NotTheTokenOwner
@@ -189,7 +189,7 @@ class Validation:
         Raises: SessionUnknown, SessionExpired, SessionNotValidated, Forbidden for another 3PID.
         """
 
-        def work(tx: sa.Connection) -> None:
+        def work(tx: Transaction) -> None:
             session = self._get(tx, sid, client_secret, None)
             self._check_validated(session)
             if session.threepid != threepid:
@@ -205,7 +205,7 @@ class Validation:
         return self._database.write(lambda tx: store.delete_old_sessions(tx, before_ms=before_ms))
 
     def _find_answered(
-        self, tx: sa.Connection, scope: bytes, request: TokenRequest
+        self, tx: Transaction, scope: bytes, request: TokenRequest
     ) -> Session | None:
         """The session that already has this send attempt, or a higher one.
 
@@ -220,7 +220,7 @@ class Validation:
 
     def _prepare(
         self,
-        tx: sa.Connection,
+        tx: Transaction,
         owner: UserId | None,
         scope: bytes,
         request: TokenRequest,
@@ -229,8 +229,9 @@ class Validation:
         """The session to use and the hash of the prepared token; None if another request for
         the same attempt came first."""
         now_ms = self._clock.now_ms()
-        store.lock_scope(tx, scope)
-        newest = store.find_newest(tx, scope)
+        # Locked and read at once: a session that took its place while we waited for the lock is
+        # not read but met below, as a conflict, and then waited for in its turn.
+        newest = store.lock_newest(tx, scope)
         answered = self._find_answered(tx, scope, request)
         if answered is not None:
             return answered, None
@@ -257,9 +258,7 @@ class Validation:
         store.prepare_token(tx, newest.sid, request.send_attempt, token_hash, now_ms)
         return newest, token_hash
 
-    def _get(
-        self, tx: sa.Connection, sid: str, client_secret: str, caller: UserId | None
-    ) -> Session:
+    def _get(self, tx: Transaction, sid: str, client_secret: str, caller: UserId | None) -> Session:
         session = store.find_session(tx, sid) if sessions.is_sid(sid) else None
         # An unknown sid costs the same comparison as a wrong secret.
         expected = bytes(32) if session is None else session.client_secret_hash

@@ -22,9 +22,12 @@ def find_newest(tx: sa.Connection, scope: bytes) -> Session | None:
     return None if row is None else _session(row)
 
 
-def lock_scope(tx: sa.Connection, scope: bytes) -> None:
-    """Keep other requests of this scope waiting until the end of the transaction."""
-    tx.execute(sa.select(sessions.c.sid).where(sessions.c.scope == scope).with_for_update()).all()
+def lock_newest(tx: sa.Connection, scope: bytes) -> Session | None:
+    """The newest session of a scope, with other requests of the scope kept waiting until the end
+    of the transaction."""
+    query = sa.select(sessions).where(sessions.c.scope == scope).with_for_update()
+    row = tx.execute(query).first()
+    return None if row is None else _session(row)
 
 
 def highest_attempt(tx: sa.Connection, sid: str, *, prepared_since_ms: int) -> int:
@@ -82,6 +85,8 @@ def make_token_live(tx: sa.Connection, token_hash: bytes) -> None:
 
 def delete_token(tx: sa.Connection, sid: str, token_hash: bytes) -> None:
     """Of a message that was not sent; a session that has no other token goes with it."""
+    # Locked first: a token that is being prepared just now has to be seen below.
+    tx.execute(sa.select(sessions.c.sid).where(sessions.c.sid == sid).with_for_update()).all()
     tx.execute(tokens.delete().where(tokens.c.token_hash == token_hash))
     tx.execute(
         sessions.delete().where(
