@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format lint types lock clean
+.PHONY: run test check conformance format lint types lock clean
 
 run: $(VENV)
 	$(BIN)/identity serve
@@ -12,6 +12,10 @@ test: $(VENV)
 	$(BIN)/python -m pytest
 
 check: lint types test
+
+# Makes docs/conformance.md: every behaviour is switched off once, and a test must notice.
+conformance: $(VENV)
+	$(BIN)/python tests/conformance/run.py
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .

@@ -46,6 +46,9 @@ metadata: Final = sa.MetaData(
     }
 )
 
+# How many rows one purge deletes, in a transaction that is soon over.
+PURGE_ROWS: Final = 10_000
+
 # Without it an INSERT does not say how many rows it wrote.
 _OPTIONS: Final = {"preserve_rowcount": True}
 _MAX_RUNS: Final = 8

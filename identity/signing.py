@@ -3,7 +3,6 @@
 Source: Matrix specification, appendices, "Signing JSON"; the work itself is signedjson's.
 """
 
-import copy
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from signedjson.sign import sign_json
 from signedjson.types import SigningKey as SignedJsonKey
 from unpaddedbase64 import decode_base64, encode_base64
 
-from identity.strict_json import encode_canonical
+from identity.strict_json import canonical, encode_canonical
 
 ALGORITHM: Final = "ed25519"
 SEED_BYTES: Final = 32
@@ -56,8 +55,7 @@ class SigningKey:
         `signatures` and `unsigned` are no part of what is signed.
         Raises: ValueError for what canonical JSON cannot hold.
         """
-        _message(value)
-        signed: dict[str, Any] = sign_json(copy.deepcopy(value), server_name, self._key)
+        signed: dict[str, Any] = sign_json(canonical(value), server_name, self._key)
         return signed
 
 
@@ -73,7 +71,9 @@ def is_signed_by(value: dict[str, Any], server_name: str, keys: dict[str, bytes]
     if not isinstance(ours, dict):
         return False
     try:
-        message = _message(value)
+        message = encode_canonical(
+            {name: item for name, item in value.items() if name not in ("signatures", "unsigned")}
+        )
     except ValueError:
         return False
     return any(
@@ -106,13 +106,6 @@ def parse_public_key(text: str) -> bytes | None:
 def encode_public_key(key: bytes) -> str:
     """Standard unpadded base64, 43 characters."""
     return encode_base64(key)
-
-
-def _message(value: dict[str, Any]) -> bytes:
-    """The bytes that are signed."""
-    return encode_canonical(
-        {name: item for name, item in value.items() if name not in ("signatures", "unsigned")}
-    )
 
 
 def _verify(message: bytes, signature: object, public_key: bytes) -> bool:

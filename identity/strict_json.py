@@ -43,12 +43,24 @@ def decode(data: bytes) -> Any:
 
 
 def encode_canonical(value: Any) -> bytes:
-    """Canonical JSON: UTF-8, sorted keys, no spaces.
+    """Canonical JSON: UTF-8, sorted keys, no spaces. Raises: ValueError, as `canonical`."""
+    return canonicaljson.encode_canonical_json(canonical(value))
 
-    Raises: ValueError for what it cannot hold: fractions, integers beyond 2^53-1, lone surrogates.
+
+def canonical(value: Any) -> Any:
+    """A copy with the numbers that canonical JSON has: 1e10 is an integer there, -0.0 is 0.
+
+    Raises: ValueError for a fraction, and an integer beyond 2^53-1.
     """
-    _check_numbers(value)
-    return canonicaljson.encode_canonical_json(value)
+    if isinstance(value, dict):
+        return {key: canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
+        raise ValueError("not a number of canonical JSON")
+    return value
 
 
 def _check_depth(text: str) -> None:
@@ -86,17 +98,6 @@ def _fraction(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError("number out of range")
     return value
-
-
-def _check_numbers(value: Any) -> None:
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
-        raise ValueError("not a number of canonical JSON")
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return
-    for item in value:
-        _check_numbers(item)
 
 
 def _check_strings(value: Any) -> None:

@@ -134,6 +134,9 @@ def _folded_email(text: str) -> str:
     # The library maps look-alike dots and widths; a domain it would change is refused instead.
     if domain.lower() not in (parsed.domain, parsed.ascii_domain):
         raise InvalidEmail
+    # An encoded word (RFC 2047) would be decoded on its way into a header.
+    if "=?" in local:
+        raise InvalidEmail
     if not local.isascii() and unicodedata.normalize("NFKC", local) != local:
         raise InvalidEmail
     return f"{local.casefold()}@{domain.lower()}"

@@ -16,6 +16,24 @@ from identity.keys.service import create_key_files
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--requirements", help="run only the tests that are marked with one of these, by commas"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = set(filter(None, (config.getoption("--requirements") or "").split(",")))
+    if wanted:
+        chosen = [
+            item
+            for item in items
+            if any(wanted & set(mark.args) for mark in item.iter_markers("requirement"))
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _only_loopback():
     """Nothing that a test starts in this process reaches beyond this machine."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from identity.accounts import store
 from identity.clock import HOUR_MS, Clock
-from identity.database import Database, Transaction
+from identity.database import PURGE_ROWS, Database, Transaction
 from identity.errors import HomeserverNotAllowed, Unauthorized, UnknownAccessToken
 from identity.federation.homeserver import HomeserverClient
 from identity.limits.service import Limiter
@@ -93,10 +93,12 @@ class Accounts:
             raise UnknownAccessToken
 
     def purge(self, unused: timedelta) -> int:
-        """Delete the tokens that nobody has used for so long; returns how many."""
+        """Delete tokens that nobody has used for so long, at most PURGE_ROWS; returns how many."""
         used_before_ms = self._clock.now_ms() - unused // timedelta(milliseconds=1)
         return self._database.write(
-            lambda tx: store.delete_unused_tokens(tx, used_before_ms=used_before_ms)
+            lambda tx: store.delete_unused_tokens(
+                tx, used_before_ms=used_before_ms, limit=PURGE_ROWS
+            )
         )
 
     def _hash(self, token: str) -> bytes:

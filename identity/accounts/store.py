@@ -56,9 +56,14 @@ def delete_token(tx: sa.Connection, token_hash: bytes) -> bool:
     return result.rowcount > 0
 
 
-def delete_unused_tokens(tx: sa.Connection, *, used_before_ms: int) -> int:
-    """How many were deleted."""
-    result = tx.execute(access_tokens.delete().where(access_tokens.c.used_at_ms < used_before_ms))
+def delete_unused_tokens(tx: sa.Connection, *, used_before_ms: int, limit: int) -> int:
+    """Up to `limit` tokens; returns how many were deleted."""
+    unused = (
+        sa.select(access_tokens.c.token_hash)
+        .where(access_tokens.c.used_at_ms < used_before_ms)
+        .limit(limit)
+    )
+    result = tx.execute(access_tokens.delete().where(access_tokens.c.token_hash.in_(unused)))
     return result.rowcount
 
 

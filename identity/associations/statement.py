@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from identity.mxid import UserId
 from identity.replication.chain import leaf_of
 from identity.strict_json import encode_canonical
-from identity.threepid import ThreePid
+from identity.threepid import Medium, ThreePid
 
 # 100 years of 365 days: an association is valid until it is revoked.
 VALIDITY_MS: Final = 3_153_600_000_000
@@ -67,9 +67,8 @@ class Statement:
     def from_json(cls, value: dict[str, Any], lowered: str | None = None) -> Self:
         """A statement that was checked before it was stored, so its shape is known."""
         mxid = value["mxid"]
-        parsed = ThreePid.parse(value["medium"], value["address"])
         return cls(
-            ThreePid(parsed.medium, parsed.address, lowered),
+            ThreePid(Medium(value["medium"]), value["address"], lowered),
             None if mxid is None else UserId.parse(mxid),
             value["ts"],
             value["not_before"],

@@ -126,6 +126,8 @@ def _parse_subject(body: bytes) -> UserId:
         subject = userinfo["sub"]
     except (NotJson, KeyError, TypeError):
         raise HomeserverUnreachable from None
+    if not isinstance(subject, str):
+        raise HomeserverRefusedToken
     try:
         return UserId.parse(subject)
     except InvalidParameter:

@@ -15,8 +15,8 @@ What follows from it, and what the tests hold:
 - Hosts whose clocks differ by d see at most d / T permits more.
 - A cost above `count` could never be met, however long one waits: ValueError.
 
-Source: ATM Forum, Traffic Management Specification 4.1, section 4.4.2 (virtual scheduling);
-the description of the same by Let's Encrypt in Boulder's `ratelimits/README.md`.
+Source: ATM Forum, Traffic Management Specification (af-tm-0056), "virtual scheduling algorithm";
+the description of its use for web requests in `ratelimits/README.md` of Let's Encrypt's Boulder.
 """
 
 import re

@@ -13,8 +13,6 @@ from typing import Final, Protocol, cast
 
 import redis
 import sqlalchemy as sa
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -168,7 +166,7 @@ end
 if allowed then
   for i, key in ipairs(KEYS) do
     local live_ms = math.ceil((after[i] - now) / 1000) + keep_ms
-    redis.call('SET', key, string.format('%.0f', after[i]), 'PX', string.format('%.0f', live_ms))
+    redis.call('SET', key, after[i], 'PX', live_ms)
   end
 end
 return before
@@ -189,8 +187,7 @@ class RedisStorage:
     limits that outlive its own restarts.
     """
 
-    # What a request may wait for. Once is tried again on a connection that had died while idle;
-    # never after a time-out, which would double it.
+    # What a request may wait for, twice at the worst: to connect, and for the answer.
     _TIMEOUT_SECONDS: Final = 0.5
 
     def __init__(self, url: str, *, prefix: str = "identity:limit:") -> None:
@@ -200,7 +197,6 @@ class RedisStorage:
             url,
             socket_timeout=self._TIMEOUT_SECONDS,
             socket_connect_timeout=self._TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
         self._spend = self._client.register_script(_SPEND)
         self._refund = self._client.register_script(_REFUND)

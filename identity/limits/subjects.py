@@ -3,7 +3,7 @@
 An IPv4 address counts alone. An IPv6 subscriber has a /64 at the least and can use a new
 address for each request, so a /64 counts as one; one who rents a /48 has 65,536 of those, so
 the /48 counts too, under a wider limit of its own. An IPv4-mapped address is the IPv4 address.
-Source: RFC 6177, section 2; Let's Encrypt's limits count IPv6 by /64 and /48 likewise.
+Source: RFC 6177, section 2; Let's Encrypt's limit of registrations likewise counts the /48.
 """
 
 import ipaddress

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final
 
 from identity.associations import store as associations_store
-from identity.clock import SECOND_MS, Clock
+from identity.clock import MINUTE_MS, SECOND_MS, Clock
 from identity.database import Database, Transaction
 from identity.errors import InvalidParameter, PepperMismatch, SetupError, TooManyAddresses
 from identity.lookup import hashing, store
@@ -22,6 +22,8 @@ from identity.lookup.store import Pepper
 _BATCH: Final = 1_000
 # Another host may have rotated; an unknown pepper asks the database at once.
 _PEPPERS_KEPT_MS: Final = 10 * SECOND_MS
+# Longer than that, so that who still takes a pepper for good finds its rows, not an empty index.
+_RETIRED_KEPT_MS: Final = MINUTE_MS
 
 
 class Lookups:
@@ -156,12 +158,16 @@ class Peppers:
 
     def purge(self) -> int:
         """Delete some rows of retired generations; returns how many. Called until it is 0."""
-        now_ms = self._clock.now_ms()
+        retired_before_ms = self._clock.now_ms() - _RETIRED_KEPT_MS
 
         def work(tx: Transaction) -> int:
             for pepper in store.all_peppers(tx):
-                if pepper.retires_at_ms is not None and pepper.retires_at_ms < now_ms:
+                if pepper.retires_at_ms is not None and pepper.retires_at_ms < retired_before_ms:
                     deleted = store.delete_tags_of(tx, pepper.pepper_id, _BATCH)
+                    if not deleted:
+                        # A bind that is under way may still put rows into it.
+                        associations_store.lock_origins(tx)
+                        deleted = store.delete_tags_of(tx, pepper.pepper_id, _BATCH)
                     if not deleted:
                         store.delete_pepper(tx, pepper.pepper_id)
                     return deleted or 1

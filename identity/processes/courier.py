@@ -9,6 +9,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,7 +55,9 @@ class Courier:
         while not self.stopping.is_set():
             self.run_due()
             self.stopping.wait(_TICK_SECONDS)
-        self._services.signing_keys.leave(self._host_id)
+        # Else the others forget this host when it has been silent for long enough.
+        with suppress(StorageUnavailable):
+            self._services.signing_keys.leave(self._host_id)
 
     def run_due(self) -> None:
         """Run the tasks that are due now; while the database is away they are due again later."""
@@ -69,15 +72,24 @@ class Courier:
                     log.warning("task_postponed", task=task.name)
 
     def purge(self) -> None:
-        """Delete what has expired, some of each kind."""
+        """Delete what has expired."""
         services, retention = self._services, self._services.config.retention
-        purged = {
-            "sessions": services.validation.purge(retention.sessions),
-            "access_tokens": services.accounts.purge(retention.access_tokens_unused),
-            "limits": services.limiter.purge_expired(),
-        }
-        if any(purged.values()):
-            log.info("purged", **purged)
+        for name, purge in (
+            ("sessions", lambda: services.validation.purge(retention.sessions)),
+            ("access_tokens", lambda: services.accounts.purge(retention.access_tokens_unused)),
+            ("limits", services.limiter.purge_expired),
+            ("lookup_index", services.peppers.purge),
+        ):
+            purged = self._repeat(purge)
+            if purged:
+                log.info("purged", kind=name, rows=purged)
+
+    def _repeat(self, purge: Callable[[], int]) -> int:
+        """Until there is nothing left to purge; returns how many rows there were."""
+        total = 0
+        while not self.stopping.is_set() and (purged := purge()):
+            total += purged
+        return total
 
     def _report(self) -> None:
         self._services.signing_keys.report(self._host_id)
@@ -88,8 +100,6 @@ class Courier:
         unfinished = peppers.find_unfinished()
         if unfinished is not None:
             peppers.finish(unfinished, stopping=self.stopping.is_set)
-        while not self.stopping.is_set() and peppers.purge():
-            pass
 
 
 def run_courier(source: ConfigSource) -> None:

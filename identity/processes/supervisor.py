@@ -1,9 +1,12 @@
-"""The supervisor: starts the children, restarts those that crash, passes signals on.
+"""The supervisor: holds the port, starts the children, restarts those that crash.
 
+- Whatever would keep the server from running is found before the first child is started, and
+  is a SetupError.
+- The port is open for as long as the server runs: while a child is replaced, callers wait.
 - SIGTERM or SIGINT: the children finish what they are doing, then all is over.
-- SIGHUP: the configuration is read again. If it is faulty nothing changes; else the web
-  processes are replaced without losing a request, and the courier is started anew.
-- A child that cannot even start (its port is taken, a file is missing) ends the server.
+- SIGHUP: the configuration and all that it names are read again. If anything is faulty nothing
+  changes; else the web processes are replaced without losing a request, and the courier is
+  started anew.
 """
 
 import ctypes
@@ -13,23 +16,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from socket import AF_INET, AF_INET6, create_server, has_dualstack_ipv6, socket
 from typing import Any, Final
 
 import structlog
 
 from identity.config import ConfigError
-from identity.errors import SetupError
+from identity.config.values import Listen
+from identity.errors import IdentityError, SetupError
 from identity.processes.configuration import ConfigSource
 from identity.processes.courier import run_courier
-from identity.processes.web import run_web
+from identity.processes.web import load_app, run_web
 
 log = structlog.get_logger(__name__)
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-# A child that lived for less than this did not start; one that crashes later is restarted.
-_STARTED_SECONDS: Final = 5.0
+# What crashes again and again in less than this is not restarted at once.
+_LIVED_SECONDS: Final = 5.0
 _RESTART_DELAY_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 40.0
+_BACKLOG: Final = 2048
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -38,21 +44,26 @@ class Child:
     """`run` works until it is told to stop. `reloads`: SIGHUP is enough for a new configuration."""
 
     name: str
-    run: Callable[[ConfigSource], None]
+    run: Callable[[], None]
     reloads: bool
     pid: int = 0
     started_at: float = field(default=0.0)
+    restart_at: float = field(default=0.0)
 
 
 class Supervisor:
     def __init__(self, source: ConfigSource) -> None:
+        """Raises: SetupError, StorageUnavailable when the server cannot run."""
         self._source = source
+        config = source.load()
+        load_app(config)
+        self._address = config.server.listen
+        self._listener = _listen(self._address)
         self._children = [
-            Child("web", run_web, reloads=True),
-            Child("courier", run_courier, reloads=False),
+            Child("web", self._run_web, reloads=True),
+            Child("courier", self._run_courier, reloads=False),
         ]
         self._exit_status: int | None = None
-        self._restart_at: dict[str, float] = {}
 
     def run(self) -> int:
         """Serve; returns the exit status."""
@@ -66,14 +77,23 @@ class Supervisor:
                 self._handle(received.si_signo)
             self._reap()
             self._restart_due()
+        # Callers are refused from now on, rather than kept waiting for nobody.
+        self._listener.close()
         self._stop_all()
         return self._exit_status
+
+    def _run_web(self) -> None:
+        run_web(self._source, self._listener)
+
+    def _run_courier(self) -> None:
+        self._listener.close()
+        run_courier(self._source)
 
     def _start(self, child: Child) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _be_child(child, self._source, parent)
+            _be_child(child, parent)
         child.pid, child.started_at = pid, time.monotonic()
         log.debug("child_started", child=child.name, pid=pid)
 
@@ -85,16 +105,26 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            self._source.load()
+            config = self._source.load()
+            load_app(config)
+            moved = config.server.listen != self._address
+            listener = _listen(config.server.listen) if moved else self._listener
         except ConfigError as error:
             for fault in error.faults:
                 log.warning("reload_refused", fault=str(fault))
             return
+        except (SetupError, IdentityError) as error:
+            log.warning("reload_refused", fault=str(error))
+            return
         log.info("reloading")
+        if moved:
+            self._listener.close()
+            self._address, self._listener = config.server.listen, listener
         for child in self._children:
             if child.pid:
-                # A courier that ends in good order is started again at once.
-                os.kill(child.pid, signal.SIGHUP if child.reloads else signal.SIGTERM)
+                # What ends in good order is started again at once.
+                by_signal = child.reloads and not moved
+                os.kill(child.pid, signal.SIGHUP if by_signal else signal.SIGTERM)
 
     def _reap(self) -> None:
         for child in self._children:
@@ -106,24 +136,20 @@ class Supervisor:
 
     def _ended(self, child: Child, exit_code: int) -> None:
         child.pid = 0
-        lived = time.monotonic() - child.started_at
-        if exit_code > 0 and lived < _STARTED_SECONDS:
-            log.error("child_failed", child=child.name, exit_code=exit_code)
-            self._exit_status = 1
-            return
+        now = time.monotonic()
         if exit_code != 0:
             log.error("child_crashed", child=child.name, exit_code=exit_code)
-        delay = 0.0 if exit_code == 0 or lived >= _STARTED_SECONDS else _RESTART_DELAY_SECONDS
-        self._restart_at[child.name] = time.monotonic() + delay
+        at_once = exit_code == 0 or now - child.started_at >= _LIVED_SECONDS
+        child.restart_at = now if at_once else now + _RESTART_DELAY_SECONDS
 
     def _restart_due(self) -> None:
         for child in self._children:
-            if not child.pid and self._restart_at.get(child.name, 0.0) <= time.monotonic():
+            if not child.pid and child.restart_at <= time.monotonic():
                 self._start(child)
 
     def _patience(self) -> float:
         """How long to wait for a signal: until a child is to be restarted, if one is."""
-        waiting = [self._restart_at[child.name] for child in self._children if not child.pid]
+        waiting = [child.restart_at for child in self._children if not child.pid]
         return max(0.0, min(waiting, default=time.monotonic() + 3600.0) - time.monotonic())
 
     def _stop_all(self) -> None:
@@ -139,7 +165,7 @@ class Supervisor:
                 return
             if time.monotonic() > deadline:
                 break
-            signal.sigtimedwait(_SIGNALS, deadline - time.monotonic())
+            signal.sigtimedwait(_SIGNALS, max(0.0, deadline - time.monotonic()))
         for child in self._children:
             if child.pid:
                 log.error("child_killed", child=child.name)
@@ -147,19 +173,38 @@ class Supervisor:
                 os.waitpid(child.pid, 0)
 
 
-def _be_child(child: Child, source: ConfigSource, parent: int) -> None:
+def _listen(address: Listen) -> socket:
+    """A socket that takes connections. Raises: SetupError."""
+    family = AF_INET6 if ":" in address.host else AF_INET
+    try:
+        listener = create_server(
+            (address.host, address.port),
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family is AF_INET6 and has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        # create_server() says again which address it was.
+        reason = str(error.strerror).partition(" (while")[0]
+        raise SetupError(f"[server] listen: {address}: {reason}") from None
+    log.info("listening", address=str(Listen(address.host, listener.getsockname()[1])))
+    return listener
+
+
+def _be_child(child: Child, parent: int) -> None:
     """What the forked process does; it never returns."""
     status = 1
     try:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # A reload waits until the child can do it; by default the signal would kill.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_SIGNALS) - {signal.SIGHUP})
         _die_with(parent)
-        child.run(source)
+        child.run()
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except SetupError as error:
+    except (SetupError, IdentityError) as error:
         log.error("child_cannot_run", child=child.name, reason=str(error))  # noqa: TRY400 - the reason says all
     except BaseException as error:
         log.exception("child_error", child=child.name, exc_info=error)

@@ -6,19 +6,21 @@ new one before the old workers go.
 """
 
 import logging
+import signal
+from socket import socket
 from typing import Any, Final
 
-import structlog
+from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from identity.app import create_app
 from identity.clock import SystemClock
+from identity.config import Config
 from identity.opening import open_database
 from identity.processes.configuration import ConfigSource
+from identity.processes.worker import Worker
 from identity.services import assemble
-
-log = structlog.get_logger(__name__)
 
 _HEADER_FIELDS: Final = 50
 _KEEPALIVE_SECONDS: Final = 5
@@ -27,20 +29,32 @@ _WORKER_TIMEOUT_SECONDS: Final = 30
 _GRACE_SECONDS: Final = 30
 
 
-class WebServer(BaseApplication):
-    """gunicorn, configured from our configuration alone."""
+def load_app(config: Config) -> Flask:
+    """Read everything that the configuration names. Raises: SetupError, StorageUnavailable."""
+    clock = SystemClock()
+    services = assemble(config, open_database(config, clock, migrate=False).database, clock)
+    try:
+        return create_app(services)
+    finally:
+        # A connection may not be shared by two processes; what follows is a fork.
+        services.close()
 
-    def __init__(self, source: ConfigSource) -> None:
+
+class WebServer(BaseApplication):
+    """gunicorn, configured from our configuration alone. `listener` is its to keep."""
+
+    def __init__(self, source: ConfigSource, listener: socket) -> None:
         self._source = source
+        self._listener_fd = listener.detach()
         super().__init__()
 
     def load_config(self) -> None:
         config = self._source.load()
         settings: dict[str, Any] = {
-            "bind": str(config.server.listen),
+            "bind": f"fd://{self._listener_fd}",
             "workers": config.worker_count,
             "threads": config.server.threads,
-            "worker_class": "gthread",
+            "worker_class": Worker,
             "preload_app": True,
             "timeout": _WORKER_TIMEOUT_SECONDS,
             "graceful_timeout": _GRACE_SECONDS,
@@ -52,19 +66,16 @@ class WebServer(BaseApplication):
             "forwarded_allow_ips": "",
             "forwarder_headers": "",
             "control_socket_disable": True,
-            "when_ready": lambda _arbiter: log.info("listening", address=str(config.server.listen)),
+            # Until now it would have ended the process.
+            "when_ready": lambda _arbiter: signal.pthread_sigmask(
+                signal.SIG_UNBLOCK, {signal.SIGHUP}
+            ),
         }
         for name, value in settings.items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        config = self._source.load()
-        clock = SystemClock()
-        services = assemble(config, open_database(config, clock, migrate=False).database, clock)
-        app = create_app(services)
-        # A connection may not be shared by two processes; what follows is a fork.
-        services.close()
-        return app
+        return load_app(self._source.load())
 
     def reload(self) -> None:
         self.callable = None
@@ -82,6 +93,7 @@ class _Logger(Logger):
         self.error_log.setLevel(logging.WARNING)
 
 
-def run_web(source: ConfigSource) -> None:
-    """Serve until SIGTERM; ends the process."""
-    WebServer(source).run()
+def run_web(source: ConfigSource, listener: socket) -> None:
+    """Serve on a listening socket until SIGTERM; ends the process. SIGHUP waits until it can be
+    obeyed, if it is blocked."""
+    WebServer(source, listener).run()

@@ -16,7 +16,7 @@ from identity.accounts.caller import Caller
 from identity.associations.service import Associations
 from identity.clock import MINUTE_MS, Clock
 from identity.config import Config
-from identity.database import Conflict, Database, Transaction
+from identity.database import PURGE_ROWS, Conflict, Database, Transaction
 from identity.errors import (
     Forbidden,
     NotTheTokenOwner,
@@ -199,10 +199,12 @@ class Validation:
         self._database.write(work)
 
     def purge(self, kept: timedelta) -> int:
-        """Delete the sessions whose time was up so long ago; returns how many."""
+        """Delete sessions whose time was up so long ago, at most PURGE_ROWS; returns how many."""
         age_ms = self._lifetime_ms + kept // timedelta(milliseconds=1)
         before_ms = self._clock.now_ms() - age_ms
-        return self._database.write(lambda tx: store.delete_old_sessions(tx, before_ms=before_ms))
+        return self._database.write(
+            lambda tx: store.delete_old_sessions(tx, before_ms=before_ms, limit=PURGE_ROWS)
+        )
 
     def _find_answered(
         self, tx: Transaction, scope: bytes, request: TokenRequest

@@ -124,12 +124,15 @@ def validate(tx: sa.Connection, sid: str, now_ms: int) -> None:
     )
 
 
-def delete_old_sessions(tx: sa.Connection, *, before_ms: int) -> int:
-    """Those created and, if at all, validated before; returns how many."""
+def delete_old_sessions(tx: sa.Connection, *, before_ms: int, limit: int) -> int:
+    """Up to `limit` of those created and, if at all, validated before; returns how many."""
     latest = sa.func.coalesce(sessions.c.validated_at_ms, sessions.c.created_at_ms)
-    result = tx.execute(
-        sessions.delete().where(sessions.c.created_at_ms < before_ms, latest < before_ms)
+    old = (
+        sa.select(sessions.c.sid)
+        .where(sessions.c.created_at_ms < before_ms, latest < before_ms)
+        .limit(limit)
     )
+    result = tx.execute(sessions.delete().where(sessions.c.sid.in_(old)))
     return result.rowcount
 
 

@@ -4,13 +4,14 @@
 the form bodies that it keeps for older clients. Types are strict: a number is no string.
 """
 
-import time
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl
 
 from flask import request
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+from werkzeug.exceptions import ClientDisconnected
 
 from identity import strict_json
 from identity.errors import (
@@ -25,8 +26,6 @@ from identity.errors import (
 
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_FIELDS: Final = 100
-# How long a whole body may take to arrive; a proxy in front usually has it complete.
-_BODY_SECONDS: Final = 10
 _CHUNK_BYTES: Final = 65_536
 
 
@@ -76,15 +75,13 @@ def json_object() -> dict[str, Any]:
 
 
 def read_body() -> bytes:
-    """The whole body, within the limits of size and time. Raises: BodyTooLarge, BodyTooSlow."""
+    """The whole body. Raises: BodyTooLarge, BodyTooSlow, NotJson for broken framing.
+
+    How long it may take is up to whoever holds the connection.
+    """
     limit = request.max_content_length or 0
     if request.content_length is not None and request.content_length > limit:
         raise BodyTooLarge
-    deadline = time.monotonic() + _BODY_SECONDS
-    connection = request.environ.get("gunicorn.socket")
-    if connection is not None:
-        # A single receive may not wait for ever either.
-        connection.settimeout(_BODY_SECONDS)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -93,11 +90,12 @@ def read_body() -> bytes:
             size += len(chunk)
             if size > limit:
                 raise BodyTooLarge
-            if time.monotonic() > deadline:
-                raise BodyTooSlow
             chunks.append(chunk)
-    except TimeoutError:
+    except ClientDisconnected:
+        # Or it has gone, and reads no answer at all.
         raise BodyTooSlow from None
+    except ParseException:
+        raise NotJson("The chunks of the body are malformed") from None
     return b"".join(chunks)
 
 

@@ -259,6 +259,7 @@ def test_limits_of_one_subject_under_two_names_are_apart(clock, keys):
     for _ in range(10):
         limiter.spend(("email_account", "@a:x"))
     limiter.spend(("wrong_tokens_account", "@a:x"), ("email_account", "@b:x"))
+    limiter.spend(("wrong_tokens_homeserver", "@a:x"))
 
 
 def test_limiter_that_is_disabled_lets_everything_pass_and_touches_no_storage(
@@ -316,6 +317,14 @@ def test_redis_that_is_killed_and_started_again_refuses_meanwhile_and_forgets_no
         limiter.spend(("email_account", "@a:x"))
     with pytest.raises(LimitExceeded):
         limiter.spend(("email_account", "@a:x"))
+
+
+def test_redis_started_again_unnoticed_is_asked_again_over_a_new_connection(own_redis, clock, keys):
+    limiter = Limiter(with_overrides({}), RedisStorage(own_redis.url), clock, keys)
+    limiter.spend(("email_account", "@a:x"))
+    own_redis.kill()
+    own_redis.start()
+    limiter.spend(("email_account", "@a:x"))
 
 
 def test_redis_that_lost_its_scripts_is_taught_again(own_redis, clock, keys):

@@ -1,16 +1,11 @@
+from parts.clock import FakeClock
+
 from identity.clock import SECOND_MS
 from identity.federation.breaker import Breaker
 
 
-class AdvancedClock:
-    at_ms = 0
-
-    def now_ms(self) -> int:
-        return self.at_ms
-
-
-def opened() -> tuple[Breaker, AdvancedClock]:
-    clock = AdvancedClock()
+def opened() -> tuple[Breaker, FakeClock]:
+    clock = FakeClock(0)
     breaker = Breaker(clock)
     for _ in range(3):
         assert not breaker.is_open("a.test")

@@ -6,6 +6,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from parts.clock import FakeClock
 from parts.dns import FakeResolver
 
 from identity.clock import DAY_MS, HOUR_MS, MINUTE_MS
@@ -16,13 +17,6 @@ from identity.federation.transport import CallError, Deadline, Destination, Resp
 from identity.mxid import ServerName
 
 WELL_KNOWN = "/.well-known/matrix/server"
-
-
-class AdvancedClock:
-    at_ms = 1_800_000_000_000
-
-    def now_ms(self) -> int:
-        return self.at_ms
 
 
 class FakeWeb:
@@ -60,7 +54,7 @@ class World:
     def __init__(self) -> None:
         self.web = FakeWeb()
         self.resolver = FakeResolver()
-        self.clock = AdvancedClock()
+        self.clock = FakeClock()
         self.discovery = Discovery(self.web.get, self.resolver, self.clock, Random(1))
 
     def find(self, name: str) -> list[Destination]:

@@ -31,12 +31,13 @@ class Bucket:
         self.allowed: list[tuple[int, int]] = []
 
     def spend(self, now_ms: int, permits: int = 1) -> int:
-        """0 when allowed, else how long to wait, in milliseconds."""
+        """0 when allowed, else how long to wait, in milliseconds, or -1 if that is not said."""
         decision = decide([self.rate.charge(KEY, permits)], [self.tat_us], now_ms)
         if decision.allowed:
             (self.tat_us,) = decision.tats_us
             self.allowed.append((now_ms, permits))
-        return decision.retry_after_ms
+            return 0
+        return decision.retry_after_ms or -1
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,12 @@ def test_retry_after_is_the_first_millisecond_that_passes(rate, data):
     wait_ms = bucket.spend(NOW_MS, permits)
     assert bucket.spend(NOW_MS + wait_ms - 1, permits) == 1
     assert bucket.spend(NOW_MS + wait_ms, permits) == 0
+
+
+@given(st.integers(1, 100_000), st.integers(100, 366 * 24 * 3_600))
+def test_interval_is_rounded_to_the_strict_side_by_less_than_a_microsecond(count, period_s):
+    rate = Rate(count, period_s * 1_000)
+    assert period_s * 1_000_000 <= rate.interval_us * count < period_s * 1_000_000 + count
 
 
 @given(rates)

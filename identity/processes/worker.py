@@ -1,0 +1,103 @@
+"""gunicorn's worker with threads, made proof against clients that take their time.
+
+- A request must have arrived whole within 10 s of its first byte, however it drips in, and
+  each part of an answer must be taken within 10 s; else the connection is closed.
+- Nothing waits for a client outside of a request: the thread that would serves all of them.
+- A request that is no HTTP is answered in JSON like any other, and what it says is not logged:
+  the line at fault may hold a token.
+
+Source: security.md, decision 11 and threat 37.
+"""
+
+import errno
+import json
+import socket
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+log = structlog.get_logger(__name__)
+
+ARRIVAL_SECONDS: Final = 10.0
+DEPARTURE_SECONDS: Final = 10.0
+
+_TOO_LONG: Final = {
+    LimitRequestLine: (414, "URI Too Long"),
+    LimitRequestHeaders: (431, "Request Header Fields Too Large"),
+}
+
+
+class Worker(ThreadWorker):
+    def handle(self, conn: TConn) -> bool:
+        """One request of a connection, in a thread of the pool; whether to keep the connection."""
+        if not isinstance(conn.sock, ClientSocket):
+            conn.sock = ClientSocket(fileno=conn.sock.detach())
+        conn.sock.begin_request()
+        try:
+            return super().handle(conn)
+        finally:
+            conn.sock.end_request()
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answer what never became a request of the application."""
+        del req, addr
+        if isinstance(exc, ParseException):
+            status, reason = _TOO_LONG.get(type(exc), (400, "Bad Request"))
+            log.info("request_malformed", reason=type(exc).__name__, status=status)
+        else:
+            status, reason = 500, "Internal Server Error"
+            log.error("request_failed", exc_info=exc)
+        with suppress(OSError):
+            client.sendall(_answer(status, reason))
+
+
+class ClientSocket(socket.socket):
+    """A client's connection. Threads use it one after the other."""
+
+    # When the request must have arrived; None until its first byte is waited for.
+    _ends_at: float | None = 0.0
+
+    def begin_request(self) -> None:
+        self._ends_at = None
+
+    def end_request(self) -> None:
+        self._ends_at = 0.0
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """What has come, within the time that is left. Raises: ConnectionResetError after it."""
+        now = time.monotonic()
+        if self._ends_at is None:
+            self._ends_at = now + ARRIVAL_SECONDS
+        self.settimeout(max(0.0, self._ends_at - now))
+        try:
+            return super().recv(size, flags)
+        except (TimeoutError, BlockingIOError):
+            raise _gone() from None
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        self.settimeout(DEPARTURE_SECONDS)
+        try:
+            super().sendall(data, flags)
+        except TimeoutError:
+            raise _gone() from None
+
+
+def _gone() -> ConnectionResetError:
+    """For gunicorn, a client that is too slow has gone; that is no news to it."""
+    return ConnectionResetError(errno.ECONNRESET, "The client is too slow")
+
+
+def _answer(status: int, reason: str) -> bytes:
+    body = json.dumps({"errcode": "M_UNKNOWN", "error": reason}).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/json",
+        "Access-Control-Allow-Origin: *",
+        f"Content-Length: {len(body)}",
+    )
+    return "\r\n".join([*head, "", ""]).encode() + body
