@@ -17,6 +17,7 @@ from urllib.parse import quote
 import structlog
 
 from identity import strict_json
+from identity.breaker import Breaker
 from identity.clock import Clock
 from identity.config import Federation
 from identity.errors import (
@@ -26,7 +27,6 @@ from identity.errors import (
     InvalidParameter,
     NotJson,
 )
-from identity.federation.breaker import Breaker
 from identity.federation.discovery import Discovery
 from identity.federation.resolver import Resolver
 from identity.federation.transport import (

@@ -56,6 +56,11 @@ class Brands:
         return environment.get_template(file).render(shown)
 
 
+def find_brand_name(text: str | None) -> str | None:
+    """What a request names, if a brand can be called so: at most 64 characters."""
+    return text if text is not None and _BRAND_NAME.fullmatch(text) else None
+
+
 def _find_brands(templates: Path | None, default_brand: str) -> dict[str, Path]:
     if templates is None:
         return {}

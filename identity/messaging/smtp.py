@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from identity.breaker import Breaker
 from identity.clock import Clock
 from identity.errors import EmailNotSent, SetupError
-from identity.federation.breaker import Breaker
 from identity.messaging.email import envelope_address, mail_host
 
 if TYPE_CHECKING:

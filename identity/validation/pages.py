@@ -25,7 +25,7 @@ from identity.validation.routes import EMAIL_PREFIX, SubmitToken
 from identity.validation.service import Validation
 from identity.validation.session import parse_client_secret
 from identity.web.authentication import Authentication
-from identity.web.errors import status_and_errcode
+from identity.web.errors import set_retry_after, status_and_errcode
 from identity.web.pages import Pages
 
 
@@ -74,8 +74,10 @@ def blueprint(validation: Validation, authentication: Authentication, pages: Pag
         status, _ = status_and_errcode(error)
         reason = _reason(error)
         if reason is None:
-            return pages.render("error", status=status, title="", message=str(error))
-        return pages.render("failed", status=status, reason=reason)
+            page = pages.render("error", status=status, title="", message=str(error))
+        else:
+            page = pages.render("failed", status=status, reason=reason)
+        return set_retry_after(page, error)
 
     return routes
 

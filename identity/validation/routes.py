@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from identity.errors import SessionError, SessionUnknown
+from identity.messaging.brands import find_brand_name
 from identity.threepid import Medium, ThreePid
 from identity.validation.service import TokenRequest, Validation
 from identity.validation.session import parse_client_secret, parse_next_link, parse_send_attempt
@@ -45,7 +46,7 @@ def blueprint(
             client_secret=parse_client_secret(body.client_secret),
             send_attempt=parse_send_attempt(body.send_attempt),
             next_link=parse_next_link(body.next_link, next_link_hosts) if body.next_link else None,
-            brand=request.args.get("brand"),
+            brand=find_brand_name(request.args.get("brand")),
         )
         return {"sid": validation.request_email_token(caller, token_request)}
 

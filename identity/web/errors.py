@@ -63,6 +63,11 @@ def error_response(
     response = json_error(
         status or usual_status, errcode or usual_errcode, str(error), **_extras(error), **extra
     )
+    return set_retry_after(response, error)
+
+
+def set_retry_after(response: Response, error: errors.IdentityError) -> Response:
+    """With the header that says when to try again, where the error knows it."""
     retry_after_ms = getattr(error, "retry_after_ms", None)
     if retry_after_ms is not None:
         # Rounded up: a client that waits so long succeeds.

@@ -142,9 +142,7 @@ def test_legacy_paths_answer_the_same_bytes_even_when_the_rest_of_it_is_off(make
 
 
 @pytest.mark.requirement("KEY-08")
-def test_replaced_key_stays_published_and_valid_until_it_is_revoked(
-    server, alice, is_valid, clock
-):
+def test_replaced_key_stays_published_and_valid_until_it_is_revoked(server, alice, is_valid, clock):
     old = public_key(server)
     assert set(alice.bind("a@example.com").json["signatures"]["localhost"]) == {"ed25519:0"}
     clock.advance(hours=1)

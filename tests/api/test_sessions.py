@@ -927,3 +927,16 @@ def test_sessions_of_one_scope_are_found_by_a_keyed_hash_only(server, alice):
     )
     assert "canary" not in stored
     assert server.mailed()["token"] not in stored
+
+
+@pytest.mark.requirement("MAIL-01")
+def test_brand_of_any_shape_is_taken_for_none(make_server):
+    """It comes from the query, where nobody has looked at it yet."""
+    server = make_server(UNLIMITED)
+    alice = server.account("@alice:hs.test")
+    for number, brand in enumerate(("b" * 65, "b" * 10_000, "\0", "a\0b", "\ud800", "é", "")):
+        query = {"brand": brand.encode("utf-8", "surrogatepass")}
+        body = {"email": EMAIL, "client_secret": f"secret{number}", "send_attempt": 1}
+        assert alice.post(REQUEST, json=body, query_string=query).status_code == 200, brand
+    assert {row["brand"] for row in server.rows("validation_sessions")} == {None}
+    assert len(server.sender.mails) == 7

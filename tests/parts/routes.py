@@ -3,10 +3,16 @@
 import re
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Flask
+from parts.server import Server
+from werkzeug.test import TestResponse
 
 from identity.web.parameters import Parameters
+
+
+VARIABLE = "ed25519:0"  # for each variable part of a path
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,22 @@ class Route:
     def __str__(self) -> str:
         return f"{self.method} {self.rule}"
 
+    def send(self, server: Server, token: str | None = None, **arguments: Any) -> TestResponse:
+        """Calls the route, as the owner of `token`; `path` may be given to replace its own."""
+        headers = dict(arguments.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        path = arguments.pop("path", self.path)
+        return server.client.open(path, method=self.method, headers=headers, **arguments)
 
-def routes_of(app: Flask, variable: str = "ed25519:0") -> list[Route]:
+
+def routes_of(app: Flask) -> list[Route]:
     """One for each path and method but HEAD and OPTIONS. Pages for people come from blueprints
     that are called `…pages`."""
     return [
         Route(
             method,
-            re.sub(r"<[^>]*>", variable, rule.rule),
+            re.sub(r"<[^>]*>", VARIABLE, rule.rule),
             rule.rule,
             rule.endpoint.partition(".")[0].endswith("pages"),
             _names(sys.modules[app.view_functions[rule.endpoint].__module__]),
@@ -43,7 +57,7 @@ def paths_of(app: Flask) -> dict[str, set[str]]:
     """Path to the methods that it takes, HEAD and OPTIONS included."""
     methods: dict[str, set[str]] = {}
     for rule in app.url_map.iter_rules():
-        path = re.sub(r"<[^>]*>", "ed25519:0", rule.rule)
+        path = re.sub(r"<[^>]*>", VARIABLE, rule.rule)
         methods.setdefault(path, set()).update(rule.methods or ())
     return methods
 

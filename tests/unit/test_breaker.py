@@ -1,7 +1,7 @@
 from parts.clock import FakeClock
 
 from identity.clock import SECOND_MS
-from identity.federation.breaker import Breaker
+from identity.breaker import Breaker
 
 
 def opened() -> tuple[Breaker, FakeClock]:

@@ -25,7 +25,7 @@ NAME = SIGNED["server_name"]
 KEY = SigningKey.from_seed(SIGNED["key_id"], base64.b64decode(SIGNED["seed"] + "="))
 KEYS = {KEY.key_id: KEY.public_key}
 
-texts = st.text(st.characters(exclude_categories=["Cs"]))
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),

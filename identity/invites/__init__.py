@@ -1,0 +1,1 @@
+"""Invitations: kept for people who are not on Matrix yet, and mailed to them."""

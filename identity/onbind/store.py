@@ -1,0 +1,144 @@
+"""Statements over the outbox, one a function."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from identity.onbind.models import deliveries
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One row; `invite`: the token hash of the invitation, None for the bare binding."""
+
+    delivery_id: str
+    threepid: bytes
+    mxid: str
+    signed: str
+    invite: bytes | None
+    created_at_ms: int
+    tries: int
+    next_try_at_ms: int | None
+    outcome: str | None
+    last_error: str | None
+
+
+def insert_delivery(tx: sa.Connection, delivery: Delivery) -> None:
+    tx.execute(
+        deliveries.insert().values(
+            delivery_id=delivery.delivery_id,
+            threepid=delivery.threepid,
+            mxid=delivery.mxid,
+            signed=delivery.signed,
+            invite=delivery.invite,
+            created_at_ms=delivery.created_at_ms,
+            tries=0,
+            next_try_at_ms=delivery.next_try_at_ms,
+            leased_until_ms=0,
+        )
+    )
+
+
+def end_open(tx: sa.Connection, threepid: bytes, outcome: str) -> None:
+    """What is still to be delivered about a 3PID is out of date."""
+    tx.execute(
+        deliveries.update()
+        .where(deliveries.c.threepid == threepid, deliveries.c.next_try_at_ms.is_not(None))
+        .values(next_try_at_ms=None, outcome=outcome)
+    )
+
+
+def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) -> list[Delivery]:
+    """Take up to `limit` deliveries that are due and that nobody else holds."""
+    due = (
+        sa.select(deliveries.c.delivery_id)
+        .where(deliveries.c.next_try_at_ms <= now_ms, deliveries.c.leased_until_ms <= now_ms)
+        .order_by(deliveries.c.next_try_at_ms)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    leased = tx.execute(
+        deliveries.update()
+        .where(deliveries.c.delivery_id.in_(due))
+        .values(leased_until_ms=leased_until_ms)
+        .returning(deliveries)
+    )
+    return [_delivery(row) for row in leased]
+
+
+def end(tx: sa.Connection, delivery_id: str, outcome: str, error: str | None) -> None:
+    tx.execute(
+        deliveries.update()
+        .where(deliveries.c.delivery_id == delivery_id)
+        .values(
+            next_try_at_ms=None,
+            leased_until_ms=0,
+            outcome=outcome,
+            last_error=error,
+            tries=deliveries.c.tries + 1,
+        )
+    )
+
+
+def postpone(tx: sa.Connection, delivery_id: str, next_try_at_ms: int, error: str) -> None:
+    tx.execute(
+        deliveries.update()
+        .where(deliveries.c.delivery_id == delivery_id, deliveries.c.next_try_at_ms.is_not(None))
+        .values(
+            next_try_at_ms=next_try_at_ms,
+            leased_until_ms=0,
+            last_error=error,
+            tries=deliveries.c.tries + 1,
+        )
+    )
+
+
+def retry(tx: sa.Connection, delivery_id: str, now_ms: int) -> bool:
+    """Bring a dead letter back; whether there was one."""
+    result = tx.execute(
+        deliveries.update()
+        .where(deliveries.c.delivery_id == delivery_id, deliveries.c.outcome == "dead")
+        .values(next_try_at_ms=now_ms, outcome=None, tries=0)
+    )
+    return result.rowcount > 0
+
+
+def list_undelivered(tx: sa.Connection, limit: int) -> list[Delivery]:
+    """What is on its way and what is dead, oldest first."""
+    query = (
+        sa.select(deliveries)
+        .where(deliveries.c.next_try_at_ms.is_not(None) | (deliveries.c.outcome == "dead"))
+        .order_by(deliveries.c.created_at_ms)
+        .limit(limit)
+    )
+    return [_delivery(row) for row in tx.execute(query)]
+
+
+def delete_ended(tx: sa.Connection, created_before_ms: int, limit: int) -> int:
+    """Delivered and out-of-date ones; dead letters stay until an operator has seen them."""
+    ended = (
+        sa.select(deliveries.c.delivery_id)
+        .where(
+            deliveries.c.outcome.in_(("delivered", "stale")),
+            deliveries.c.created_at_ms < created_before_ms,
+        )
+        .limit(limit)
+    )
+    result = tx.execute(deliveries.delete().where(deliveries.c.delivery_id.in_(ended)))
+    return result.rowcount
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery(
+        delivery_id=row.delivery_id,
+        threepid=bytes(row.threepid),
+        mxid=row.mxid,
+        signed=row.signed,
+        invite=None if row.invite is None else bytes(row.invite),
+        created_at_ms=row.created_at_ms,
+        tries=row.tries,
+        next_try_at_ms=row.next_try_at_ms,
+        outcome=row.outcome,
+        last_error=row.last_error,
+    )
