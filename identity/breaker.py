@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from identity.clock import SECOND_MS, Clock
-from identity.federation.lru import LruCache
+from identity.lru import LruCache
 
 TIMEOUTS_TO_OPEN: Final = 3
 OPEN_MS: Final = 10 * SECOND_MS

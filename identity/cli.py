@@ -91,8 +91,8 @@ def serve() -> None:
         log.warning("configuration", note=warning)
     opened = open_database(config, SystemClock(), migrate=True)
     opened.database.close()
-    for path in opened.made:
-        log.info("created", file=str(path))
+    for name in opened.made:
+        log.info("created", what=name)
     _warn_of_copies(config, opened.made)
     sys.exit(Supervisor(source).run())
 
@@ -294,8 +294,8 @@ def _progress(title: str) -> Iterator[_Bar]:
         yield _Bar(progress, title)
 
 
-def _warn_of_copies(config: Config, made: tuple[Path, ...]) -> None:
-    if config.storage_keys_path in made:
+def _warn_of_copies(config: Config, made: tuple[str, ...]) -> None:
+    if str(config.storage_keys_path) in made:
         log.warning(
             "keep_a_copy",
             file=str(config.storage_keys_path),

@@ -23,10 +23,10 @@ _DIRECTORY_MODE: Final = 0o700
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """`made`: the files that were created, for the operator to know and to back up."""
+    """`made`: what was created, for the operator to know; files by their paths."""
 
     database: Database
-    made: tuple[Path, ...]
+    made: tuple[str, ...]
 
 
 def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
@@ -36,12 +36,13 @@ def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
     Raises: SetupError.
     """
     url = config.database_url
-    if path := sqlite_path(url):
-        path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    path = sqlite_path(url)
+    if path is not None:
+        _make_folder(path.parent)
     revision = schema.find_revision(url)
-    made: list[Path] = []
+    made: list[str] = []
     if revision is None:
-        made = create_key_files(config.signing_keys_path, config.storage_keys_path)
+        made += map(str, create_key_files(config.signing_keys_path, config.storage_keys_path))
     signing = keyfile.read_signing_keys(config.signing_keys_path)
     storage = keyfile.read_storage_keys(config.storage_keys_path)
     if revision != schema.head():
@@ -61,6 +62,13 @@ def open_database(config: Config, clock: Clock, *, migrate: bool) -> Opened:
     except Exception:
         database.close()
         raise
-    if revision is None and path:
-        made.append(path)
+    if revision is None:
+        made.append(str(path or "the tables in PostgreSQL"))
     return Opened(database, tuple(made))
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be made: {error.strerror}") from None

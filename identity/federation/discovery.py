@@ -20,9 +20,9 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 from identity.clock import Clock
 from identity.errors import InvalidRequest
 from identity.federation import wellknown
-from identity.federation.lru import LruCache
 from identity.federation.resolver import Resolver, Service
 from identity.federation.transport import CallError, Deadline, Destination, Response
+from identity.lru import LruCache
 from identity.mxid import ServerName
 
 DEFAULT_PORT: Final = 8448

@@ -11,6 +11,8 @@ import pytest
 import sqlalchemy as sa
 from parts.routes import routes_of
 from parts.server import V2
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 WITHOUT_DATABASE = [V2, "/_matrix/identity/versions", f"{V2}/terms", "/health"]
 
@@ -66,13 +68,10 @@ class Outages:
         engine.dispose()
 
     def _alter(self, change):
-        url = self._server.config.database_url
-        with psycopg.connect(url) as connection:
-            name = connection.info.dbname
+        name = conninfo_to_dict(self._server.config.database_url)["dbname"]
         with psycopg.connect(self._admin_url, autocommit=True) as admin:
             admin.execute(
-                psycopg.sql.SQL("ALTER DATABASE {} ").format(psycopg.sql.Identifier(name))
-                + psycopg.sql.SQL(change)
+                sql.SQL("ALTER DATABASE {} ").format(sql.Identifier(name)) + sql.SQL(change)
             )
             admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)

@@ -85,7 +85,6 @@ def test_serve_on_a_taken_port_ends_with_1_and_one_line(make_running):
     assert " error " not in server.log
 
 
-@one_database
 def test_serve_with_a_wrong_configuration_tells_all_faults_and_creates_nothing(tmp_path):
     settings = {
         "SERVER__DATA_DIR": str(tmp_path / "data"),

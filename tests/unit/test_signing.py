@@ -45,7 +45,9 @@ def test_canonical_json_is_as_published(vector):
 @pytest.mark.requirement("SIGN-01")
 def test_keys_are_sorted_by_code_point_not_by_utf16_unit():
     # U+10000 is written with units from U+D800 on, which sort before U+FB33.
-    assert encode_canonical({"\U00010000": 1, "\ufb33": 2}) == '{"\ufb33":2,"\U00010000":1}'.encode()
+    assert (
+        encode_canonical({"\U00010000": 1, "\ufb33": 2}) == '{"\ufb33":2,"\U00010000":1}'.encode()
+    )
 
 
 @pytest.mark.requirement("SIGN-01")
@@ -141,7 +143,9 @@ class TestCheck:
         assert self.is_good({NAME: more}, keys)
         assert not self.is_good({NAME: {"foo:1": self.signature}}, keys)
 
-    @pytest.mark.parametrize("signatures", [None, [], "x", {}, {NAME: None}, {NAME: []}, {NAME: {}}])
+    @pytest.mark.parametrize(
+        "signatures", [None, [], "x", {}, {NAME: None}, {NAME: []}, {NAME: {}}]
+    )
     def test_signatures_of_another_shape_fail(self, signatures):
         assert not self.is_good(signatures)
 

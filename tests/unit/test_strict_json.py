@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given
@@ -115,8 +116,8 @@ def test_siblings_are_no_depth():
 # Bytes that mean something to a parser are more likely than others.
 bodies = st.binary() | st.lists(
     st.sampled_from(
-        [b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"\\u0000", b"\\ud800", b"\0", b"a", b"1"]
-        + [b"-", b".", b"e9", b"true", b"null", b"NaN", b"\xff", "é".encode(), b" "]
+        '[ ] { } " \\ , : \\u0000 \\ud800 \0 a 1 - . e9 true null NaN é'.encode().split()
+        + [b" ", b"\xff"]
     ),
     max_size=60,
 ).map(b"".join)
@@ -171,10 +172,8 @@ def _cpu_ms(data: bytes) -> float:
     runs = []
     for _ in range(3):
         began = time.thread_time()
-        try:
+        with suppress(NotJson):
             decode(data)
-        except NotJson:
-            pass
         runs.append((time.thread_time() - began) * 1_000)
     return min(runs)
 

