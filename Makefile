@@ -9,7 +9,7 @@ run: $(VENV)
 	$(BIN)/identity serve
 
 test: $(VENV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: lint types test
 

@@ -13,7 +13,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 from identity.accounts import routes as accounts_routes
 from identity.associations import routes as associations_routes
 from identity.errors import BodyTooLarge, IdentityError
+from identity.invites import routes as invites_routes
 from identity.keys import routes as keys_routes
+from identity.legacy import routes as legacy_routes
 from identity.lookup import routes as lookup_routes
 from identity.services import Services
 from identity.terms import routes as terms_routes
@@ -44,6 +46,7 @@ _CORS: Final = [
 def create_app(services: Services) -> Flask:
     """One application over one set of services."""
     config = services.config
+    legacy = config.legacy_api
     app = Flask("identity", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.request_body_limit
     app.json = _Json(app)
@@ -54,11 +57,13 @@ def create_app(services: Services) -> Flask:
     )
     pages = Pages(services.brands, str(config.server.name))
     for blueprint in (
-        probes.blueprint(services.database, legacy=config.legacy_api.core),
+        probes.blueprint(services.database, legacy=legacy.core),
         accounts_routes.blueprint(services.accounts, authentication),
         terms_routes.blueprint(services.terms, authentication),
-        keys_routes.blueprint(services.signing_keys, "keys_v2", V2),
-        keys_routes.blueprint(services.signing_keys, "keys_v1", V1),
+        *(
+            keys_routes.blueprint(services.signing_keys, services.invites.is_valid_key, name, path)
+            for name, path in (("keys_v2", V2), ("keys_v1", V1))
+        ),
         lookup_routes.blueprint(
             services.lookups, authentication, services.limiter, services.lookup_budget
         ),
@@ -67,6 +72,10 @@ def create_app(services: Services) -> Flask:
         ),
         validation_pages.blueprint(services.validation, authentication, pages),
         associations_routes.blueprint(services.validation, authentication),
+        invites_routes.blueprint(services.invites, authentication, pages, config.server.public_url),
+        legacy_routes.lasting(services.invites),
+        *([legacy_routes.core(services.validation, authentication)] if legacy.core else []),
+        *([legacy_routes.open_to_all(services, authentication)] if legacy.open else []),
     ):
         app.register_blueprint(blueprint)
     _answer_errors(app)

@@ -20,11 +20,12 @@ from identity import logs, schema
 from identity.clock import SystemClock
 from identity.config import Config, ConfigError, find_path, load
 from identity.errors import IdentityError, SetupError
+from identity.invites.invite import redact
 from identity.mxid import UserId
 from identity.opening import open_database
 from identity.processes.configuration import ConfigSource
 from identity.services import Services, assemble
-from identity.threepid import ThreePid
+from identity.threepid import Medium, ThreePid
 
 log = structlog.get_logger(__name__)
 
@@ -231,6 +232,75 @@ def issue(mxid: str) -> None:
     user_id = UserId.parse(mxid)
     with _services() as services:
         click.echo(services.accounts.issue_token(user_id))
+
+
+@main.group(cls=_Group)
+def invites() -> None:
+    """Invitations of people who are not on Matrix yet."""
+
+
+@invites.command("list")
+def list_invites() -> None:
+    """Print the newest invitations, a line of JSON each; addresses are redacted."""
+    with _services() as services:
+        for invite in services.invites.list(None):
+            threepid = ThreePid(Medium(invite.medium), invite.address)
+            click.echo(
+                json.dumps(
+                    {
+                        "token": invite.token,
+                        "address": redact(threepid),
+                        "sender": invite.sender,
+                        "room_id": invite.room_id,
+                        "created_at_ms": invite.created_at_ms,
+                        "expires_at_ms": invite.expires_at_ms,
+                        "delivered_at_ms": invite.delivered_at_ms,
+                        "revoked_at_ms": invite.revoked_at_ms,
+                    }
+                )
+            )
+
+
+@invites.command("revoke")
+@click.argument("token")
+def revoke_invite(token: str) -> None:
+    """Revoke an invitation: it is not delivered, and its key is not valid any more."""
+    with _services() as services:
+        services.invites.revoke(token, None)
+
+
+@main.group(cls=_Group)
+def deliveries() -> None:
+    """Notifications to homeservers."""
+
+
+@deliveries.command("list")
+def list_deliveries() -> None:
+    """Print what is not delivered, a line of JSON each, oldest first."""
+    with _services() as services:
+        for delivery in services.notifications.undelivered():
+            click.echo(
+                json.dumps(
+                    {
+                        "id": delivery.delivery_id,
+                        "mxid": delivery.mxid,
+                        "invitation": delivery.invite is not None,
+                        "created_at_ms": delivery.created_at_ms,
+                        "tries": delivery.tries,
+                        "next_try_at_ms": delivery.next_try_at_ms,
+                        "outcome": delivery.outcome,
+                        "last_error": delivery.last_error,
+                    }
+                )
+            )
+
+
+@deliveries.command("retry")
+@click.argument("delivery_id")
+def retry_delivery(delivery_id: str) -> None:
+    """Try a dead delivery again."""
+    with _services() as services:
+        services.notifications.retry(delivery_id)
 
 
 @main.group(cls=_Group)

@@ -134,6 +134,23 @@ class WrongValidationToken(SessionError):
     message = "The token is incorrect"
 
 
+# --- invitations ----------------------------------------------------------------------
+
+
+class ThreePidInUse(IdentityError):
+    """`mxid`: who is bound, so that the homeserver can invite them directly."""
+
+    message = "That address is already bound to a Matrix user"
+
+    def __init__(self, mxid: str) -> None:
+        super().__init__()
+        self.mxid = mxid
+
+
+class InviteUnknown(IdentityError):
+    message = "No invitation has that token"
+
+
 # --- keys, lookup, limits -------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from identity.config import Config
 from identity.database import Database, sqlite_path
 from identity.federation.homeserver import HomeserverClient
 from identity.federation.resolver import Resolver, SystemResolver
+from identity.invites.service import Invites
 from identity.keys.service import SigningKeys
 from identity.limits.catalogue import with_overrides
 from identity.limits.lookup_budget import LookupBudget
@@ -18,6 +19,7 @@ from identity.lookup.service import Lookups, Peppers
 from identity.messaging.brands import Brands
 from identity.messaging.email import Composer
 from identity.messaging.sender import Sender, sender_from_config
+from identity.onbind.service import Notifications
 from identity.terms.policy import Policies
 from identity.terms.service import Terms
 from identity.validation.service import Validation
@@ -35,6 +37,8 @@ class Services:
     accounts: Accounts
     terms: Terms
     validation: Validation
+    invites: Invites
+    notifications: Notifications
     lookups: Lookups
     peppers: Peppers
     limit_storage: Storage
@@ -53,10 +57,12 @@ def assemble(
     database: Database,
     clock: Clock,
     *,
+    threads: int | None = None,
     resolver: Resolver | None = None,
     sender: Sender | None = None,
 ) -> Services:
-    """`resolver` and `sender`: others than the configured ones, for tests.
+    """`threads`: of this process, if not those of a web process. `resolver` and `sender`: others
+    than the configured ones, for tests.
 
     Raises: SetupError for files that the configuration names and that cannot be used.
     """
@@ -70,11 +76,14 @@ def assemble(
         enabled=config.rate_limits.enabled,
     )
     homeservers = HomeserverClient(
-        config.federation, config.server.threads, clock, resolver or SystemResolver()
+        config.federation, threads or config.server.threads, clock, resolver or SystemResolver()
     )
     signing_keys = SigningKeys(database, config.signing_keys_path, clock)
     associations = Associations(database, signing_keys, server_name, clock)
     brands = Brands(config.email.templates, config.email.default_brand)
+    composer = Composer(brands, config, clock)
+    sender = sender or sender_from_config(config, clock)
+    lookup_budget = LookupBudget(limiter)
     return Services(
         config=config,
         clock=clock,
@@ -85,20 +94,16 @@ def assemble(
             database, homeservers, limiter, clock, config.federation.allowed_homeservers
         ),
         terms=Terms(database, Policies.load(config.terms.file), clock),
-        validation=Validation(
-            database,
-            associations,
-            limiter,
-            Composer(brands, config, clock),
-            sender or sender_from_config(config, clock),
-            config,
-            clock,
+        validation=Validation(database, associations, limiter, composer, sender, config, clock),
+        invites=Invites(
+            database, signing_keys, limiter, lookup_budget, composer, sender, config, clock
         ),
+        notifications=Notifications(database, signing_keys, homeservers, server_name, clock),
         lookups=Lookups(database, clock, config.lookup.algorithms, config.lookup.max_addresses),
         peppers=Peppers(database, clock, config.lookup.pepper_grace),
         limit_storage=limit_storage,
         limiter=limiter,
-        lookup_budget=LookupBudget(limiter),
+        lookup_budget=lookup_budget,
         brands=brands,
     )
 

@@ -6,6 +6,7 @@ Rules:
   become visible in the order of their numbers and the lock is held only shortly.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,13 +16,16 @@ from identity.associations.statement import Logged, Statement, encode_signed, ne
 from identity.associations.store import Current
 from identity.clock import Clock
 from identity.database import Conflict, Database, Transaction
+from identity.errors import InvalidRequest
 from identity.keys.service import SigningKeys
 from identity.lookup import index
 from identity.lookup import store as lookup_store
 from identity.lookup.index import Change
 from identity.mxid import UserId
+from identity.onbind import outbox
 from identity.replication.chain import next_head
 from identity.replication.digest import digests
+from identity.signing import SigningKey
 from identity.threepid import ThreePid
 
 _REBUILD_BATCH: Final = 1_000
@@ -66,6 +70,35 @@ class Associations:
         now_ms = self._clock.now_ms()
         return current.mxid if current is not None and current.is_live(now_ms) else None
 
+    def find_signed(self, threepid: ThreePid) -> dict[str, Any] | None:
+        """The association that is valid now: six keys and `signatures`, ours among them."""
+        blind = self._database.keys.blind_index(threepid)
+
+        def work(tx: Transaction) -> tuple[Logged | None, SigningKey | None]:
+            current = store.find_current(tx, blind)
+            if current is None or not current.is_live(self._clock.now_ms()):
+                return None, None
+            return store.find_logged(tx, current.version), self._signing_keys.active(tx)
+
+        logged, key = self._database.read(work)
+        if logged is None or key is None:
+            return None
+        signed: dict[str, Any] = json.loads(logged.signed)
+        # Dendrite looks for the signature of the server that it asked.
+        return signed if logged.origin == self._server_name else key.sign(signed, self._server_name)
+
+    def find_mxids(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+        """(medium, address, MXID) of those that are bound now, as they were asked for."""
+        found = []
+        for medium, address in asked:
+            try:
+                mxid = self.find_mxid(ThreePid.parse(medium, address))
+            except InvalidRequest:
+                continue
+            if mxid is not None:
+                found.append((medium, address, mxid))
+        return found
+
     def revoke(self, tx: Transaction, threepid: ThreePid, mxid: UserId) -> bool:
         """The same as `unbind`, inside the caller's transaction."""
         blind = self._database.keys.blind_index(threepid)
@@ -105,7 +138,7 @@ class Associations:
         for entry in logged:
             head = next_head(head, entry.origin_id, entry.leaf)
         store.set_head(tx, self._server_name, head)
-        self._apply(tx, logged, held)
+        self._apply(tx, logged, held, tell=True)
         return [signed for _, signed in made]
 
     def rebuild(self, progress: Callable[[int], None] = lambda _: None) -> int:
@@ -123,7 +156,7 @@ class Associations:
                 blinds = [
                     self._database.keys.blind_index(item.statement.threepid) for item in batch
                 ]
-                self._apply(tx, batch, store.lock_current(tx, blinds))
+                self._apply(tx, batch, store.lock_current(tx, blinds), tell=False)
                 count += len(batch)
                 progress(len(batch))
             return count
@@ -145,9 +178,18 @@ class Associations:
 
         return self._database.write(work, patient=True)
 
-    def _apply(self, tx: Transaction, logged: Iterable[Logged], held: dict[bytes, Current]) -> None:
-        """Let the view and the index follow statements that are in the log. `held`: their
-        3PIDs' current view, locked."""
+    def _apply(
+        self,
+        tx: Transaction,
+        logged: Iterable[Logged],
+        held: dict[bytes, Current],
+        *,
+        tell: bool,
+    ) -> None:
+        """Let the view, the index and the outbox follow statements that are in the log.
+
+        `held`: the current view of their 3PIDs, locked. `tell`: homeservers too.
+        """
         blind_index = self._database.keys.blind_index
         winners = {
             blind: entry
@@ -160,6 +202,14 @@ class Associations:
             # A 3PID that nobody had bound was bound by someone else while we were at work.
             raise Conflict
         index.follow(tx, self._database.keys, self._changes(tx, winners, held))
+        if tell:
+            now_ms = self._clock.now_ms()
+            for blind, entry in winners.items():
+                previous_mxid = held[blind].mxid if blind in held else None
+                ours = entry.origin == self._server_name
+                outbox.follow(
+                    tx, blind, entry, previous_mxid=previous_mxid, ours=ours, now_ms=now_ms
+                )
 
     def _changes(
         self, tx: Transaction, winners: dict[bytes, Logged], held: dict[bytes, Current]

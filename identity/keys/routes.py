@@ -3,6 +3,7 @@
 Source: Matrix Identity Service API, "Key management".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint
@@ -15,7 +16,12 @@ class IsValid(Parameters):
     public_key: str
 
 
-def blueprint(signing_keys: SigningKeys, name: str, prefix: str) -> Blueprint:
+def blueprint(
+    signing_keys: SigningKeys,
+    is_valid_ephemeral_key: Callable[[str], bool],
+    name: str,
+    prefix: str,
+) -> Blueprint:
     routes = Blueprint(name, __name__, url_prefix=f"{prefix}/pubkey")
 
     @routes.get("/<key_id>")
@@ -29,7 +35,6 @@ def blueprint(signing_keys: SigningKeys, name: str, prefix: str) -> Blueprint:
     @routes.get("/ephemeral/isvalid")
     def is_valid_ephemeral() -> dict[str, Any]:
         # Ephemeral keys come with invitations; a long-term key is never one.
-        IsValid.from_query()
-        return {"valid": False}
+        return {"valid": is_valid_ephemeral_key(IsValid.from_query().public_key)}
 
     return routes

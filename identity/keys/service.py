@@ -41,6 +41,12 @@ class SigningKeys:
             raise SetupError("Every signing key is revoked; run: identity keys rotate")
         return self._hold(key_id)
 
+    def all_held(self, key_id: str) -> list[SigningKey]:
+        """The key of that id, if this host still holds it, and the active one; each once."""
+        active = self._database.read(self.active)
+        named = self._held.get(key_id)
+        return [active] if named is None or named.key_id == active.key_id else [named, active]
+
     def public_keys(self) -> dict[str, str]:
         """Key id to unpadded base64 of every published key, oldest first, revoked ones too."""
         rows = self._database.read(store.signing_key_rows)

@@ -40,6 +40,14 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
             protects="the server from clients that ask in a loop",
             fails_open=True,
         ),
+        "legacy_lookup_ip": Limit(
+            "20000/d",
+            per="IPv4 address or IPv6 /64",
+            protects="who is on Matrix, where lookups need no account",
+        ),
+        "legacy_lookup_ip_wide": Limit(
+            "60000/d", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
         "email_recipient": Limit(
             "5/h, 10/d", per="e-mail address", protects="a mailbox from being flooded, whoever asks"
         ),
@@ -56,6 +64,23 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
             protects="one mail provider, and our name there",
         ),
         "email_global": Limit("3000/h", per="whole server", protects="the mail relay"),
+        "invite_sender": Limit(
+            "10/h, 50/d", per="MXID that invites", protects="strangers from one who invites them"
+        ),
+        "invite_recipient": Limit(
+            "3/d", per="e-mail address", protects="a mailbox from invitations, whoever sends them"
+        ),
+        "invite_homeserver": Limit(
+            "100/h", per="homeserver of the sender", protects="the same from one with many accounts"
+        ),
+        "invite_ip": Limit(
+            "60/h",
+            per="IPv4 address or IPv6 /64",
+            protects="who is on Matrix, where invitations need no account",
+        ),
+        "invite_ip_wide": Limit(
+            "180/h", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
         "wrong_tokens_account": Limit(
             "20/d", per="account", protects="tokens and codes from being guessed"
         ),

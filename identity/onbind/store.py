@@ -49,6 +49,14 @@ def end_open(tx: sa.Connection, threepid: bytes, outcome: str) -> None:
     )
 
 
+def is_any_due(tx: sa.Connection, now_ms: int) -> bool:
+    """Asked often, so without a lock."""
+    query = sa.select(sa.literal(1)).where(
+        deliveries.c.next_try_at_ms <= now_ms, deliveries.c.leased_until_ms <= now_ms
+    )
+    return tx.execute(query.limit(1)).scalar() is not None
+
+
 def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) -> list[Delivery]:
     """Take up to `limit` deliveries that are due and that nobody else holds."""
     due = (
@@ -91,6 +99,15 @@ def postpone(tx: sa.Connection, delivery_id: str, next_try_at_ms: int, error: st
             last_error=error,
             tries=deliveries.c.tries + 1,
         )
+    )
+
+
+def put_off(tx: sa.Connection, delivery_id: str, next_try_at_ms: int) -> None:
+    """Release the lease without counting a try."""
+    tx.execute(
+        deliveries.update()
+        .where(deliveries.c.delivery_id == delivery_id, deliveries.c.next_try_at_ms.is_not(None))
+        .values(next_try_at_ms=next_try_at_ms, leased_until_ms=0)
     )
 
 

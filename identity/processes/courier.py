@@ -9,6 +9,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,9 @@ from identity.services import Services, assemble
 log = structlog.get_logger(__name__)
 
 _TICK_SECONDS: Final = 0.2
+# Notifications under way at once, and how many are taken from the outbox in one go.
+CALLS: Final = 8
+_LEASED_AT_ONCE: Final = 50
 
 
 @dataclass(slots=True)
@@ -48,7 +52,11 @@ class Courier:
             Task("heartbeat", 10 * SECOND_MS, self._report),
             Task("purge", MINUTE_MS, self.purge),
             Task("pepper", 10 * SECOND_MS, self._tend_peppers),
+            Task("onbind", SECOND_MS // 5, self._deliver),
         ]
+        # Homeservers are slow, and nothing else may wait for them.
+        self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="onbind")
+        self._free_calls = threading.BoundedSemaphore(CALLS)
 
     def run(self) -> None:
         """Until `stopping` is set."""
@@ -58,6 +66,8 @@ class Courier:
         # Else the others forget this host when it has been silent for long enough.
         with suppress(StorageUnavailable):
             self._services.signing_keys.leave(self._host_id)
+
+        self._calls.shutdown()
 
     def run_due(self) -> None:
         """Run the tasks that are due now; while the database is away they are due again later."""
@@ -79,6 +89,8 @@ class Courier:
             ("access_tokens", lambda: services.accounts.purge(retention.access_tokens_unused)),
             ("limits", services.limiter.purge_expired),
             ("lookup_index", services.peppers.purge),
+            ("invites", services.invites.purge),
+            ("deliveries", lambda: services.notifications.purge(retention.sessions)),
         ):
             purged = self._repeat(purge)
             if purged:
@@ -90,6 +102,25 @@ class Courier:
         while not self.stopping.is_set() and (purged := purge()):
             total += purged
         return total
+
+    def _deliver(self) -> None:
+        """Hand what is due to free threads; more than those could work on is left to others."""
+        now_ms = self._clock.now_ms()
+        if not self._free_calls.acquire(blocking=False):
+            return
+        self._free_calls.release()
+        for leased in self._services.notifications.lease_due(_LEASED_AT_ONCE).values():
+            self._free_calls.acquire()
+            future = self._calls.submit(self._services.notifications.deliver, leased, now_ms)
+            future.add_done_callback(self._delivered)
+
+    def _delivered(self, future: Future[None]) -> None:
+        self._free_calls.release()
+        error = future.exception()
+        if isinstance(error, StorageUnavailable):
+            log.warning("task_postponed", task="onbind")
+        elif error is not None:
+            log.error("task_failed", task="onbind", exc_info=error)
 
     def _report(self) -> None:
         self._services.signing_keys.report(self._host_id)
@@ -107,7 +138,8 @@ def run_courier(source: ConfigSource) -> None:
     config = source.load()
     clock = SystemClock()
     database = open_database(config, clock, migrate=False).database
-    services = assemble(config, database, clock)
+    # A client of homeservers uses a quarter of the threads that it is told of.
+    services = assemble(config, database, clock, threads=4 * CALLS)
     courier = Courier(services, clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: courier.stopping.set())

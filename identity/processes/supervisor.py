@@ -77,8 +77,7 @@ class Supervisor:
                 self._handle(received.si_signo)
             self._reap()
             self._restart_due()
-        # Callers are refused from now on, rather than kept waiting for nobody.
-        self._listener.close()
+        log.info("stopping")
         self._stop_all()
         return self._exit_status
 

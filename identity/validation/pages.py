@@ -7,6 +7,8 @@ hold all three values; a mail carries it only where `validation.confirm_page` is
 Source: Matrix Identity Service API, "Email associations"; security.md, "Mail scanners".
 """
 
+from typing import Final
+
 from flask import Blueprint, request
 from flask import redirect as flask_redirect
 from werkzeug.wrappers import Response
@@ -28,11 +30,13 @@ from identity.web.authentication import Authentication
 from identity.web.errors import set_retry_after, status_and_errcode
 from identity.web.pages import Pages
 
+V1_EMAIL_PREFIX: Final = "/_matrix/identity/api/v1/validate/email"
+
 
 def blueprint(validation: Validation, authentication: Authentication, pages: Pages) -> Blueprint:
-    routes = Blueprint("validation_pages", __name__, url_prefix=EMAIL_PREFIX)
+    routes = Blueprint("validation_pages", __name__)
 
-    @routes.get("/confirm")
+    @routes.get(f"{EMAIL_PREFIX}/confirm")
     def show() -> Response:
         query = SubmitToken.from_query()
         secret = parse_client_secret(query.client_secret)
@@ -48,11 +52,13 @@ def blueprint(validation: Validation, authentication: Authentication, pages: Pag
             token=query.token,
         )
 
-    @routes.post("/confirm")
+    @routes.post(f"{EMAIL_PREFIX}/confirm")
     def confirm() -> Response:
         return submit(SubmitToken.from_json_or_form())
 
-    @routes.get("/submitToken")
+    # On v1 too: mails that were sent long ago point there.
+    @routes.get(f"{V1_EMAIL_PREFIX}/submitToken")
+    @routes.get(f"{EMAIL_PREFIX}/submitToken")
     def submit_token() -> Response:
         query = SubmitToken.from_query()
         if request.method == "HEAD":

@@ -34,6 +34,8 @@ RESPONSES: Final[Mapping[type[errors.IdentityError], tuple[int, str]]] = {
     errors.SessionExpired: (400, "M_SESSION_EXPIRED"),
     errors.SessionNotValidated: (400, "M_SESSION_NOT_VALIDATED"),
     errors.WrongValidationToken: (400, "M_TOKEN_INCORRECT"),
+    errors.ThreePidInUse: (400, "M_THREEPID_IN_USE"),
+    errors.InviteUnknown: (404, "M_UNRECOGNIZED"),
     errors.KeyNotFound: (404, "M_NOT_FOUND"),
     errors.PepperMismatch: (400, "M_INVALID_PEPPER"),
     errors.LimitExceeded: (429, "M_LIMIT_EXCEEDED"),
@@ -85,6 +87,8 @@ def _extras(error: errors.IdentityError) -> dict[str, Any]:
     match error:
         case errors.LimitExceeded():
             return {"retry_after_ms": error.retry_after_ms}
+        case errors.ThreePidInUse():
+            return {"mxid": error.mxid}
         case errors.PepperMismatch():
             # Element Android tries again straight from these (LOOK-06).
             return {"algorithm": error.algorithm, "lookup_pepper": error.lookup_pepper}

@@ -74,6 +74,25 @@ def json_object() -> dict[str, Any]:
     return value
 
 
+def legacy_parameters() -> dict[str, Any]:
+    """What v1 takes: JSON or a form, as the Content-Type says, else the query string.
+
+    Raises: NotJson, BadJson, InvalidParameter, BodyTooLarge, BodyTooSlow.
+    """
+    if not request.content_length and not request.headers.get("Transfer-Encoding"):
+        return {**query()}
+    if request.mimetype == "application/json":
+        value = strict_json.decode(read_body())
+        if value is None:
+            return {**query()}
+        if not isinstance(value, dict):
+            raise BadJson
+        return value
+    form = _form()
+    # A body such as "null" is read as one name without a value.
+    return form if any(form.values()) else {**query()}
+
+
 def read_body() -> bytes:
     """The whole body. Raises: BodyTooLarge, BodyTooSlow, NotJson for broken framing.
 

@@ -21,6 +21,7 @@ from parts.validation import (
     open_link,
     press_button,
     refused,
+    session_without_owner,
     sqlite_only,
     submit,
     token_values,
@@ -32,7 +33,6 @@ from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
 from identity.validation import session as sessions
 from identity.validation import store
-from identity.validation.service import TokenRequest
 
 EMAIL = "alice@example.com"
 REQUEST = V2 + "/validate/email/requestToken"
@@ -41,13 +41,6 @@ OPAQUE = re.compile(r"[0-9a-zA-Z.=_-]{1,255}", re.ASCII)
 
 def crash():
     raise Crash
-
-
-def session_without_owner(server, email=EMAIL, client_secret="secret"):
-    """A session as the legacy API makes it: nobody says who asks."""
-    request = TokenRequest(ThreePid.email(email), client_secret, 1, next_link=None, brand=None)
-    server.services.validation.request_email_token(Caller(None, "192.0.2.1"), request)
-    return server.mailed()
 
 
 def validated_at(server):
@@ -832,7 +825,7 @@ def test_session_of_one_account_is_unknown_to_another(server, alice, bob):
 @pytest.mark.requirement("SESS-16")
 def test_session_without_an_owner_is_bound_by_whoever_holds_sid_and_secret(server, alice):
     """Decision 9: submitting does not change the owner."""
-    mailed = session_without_owner(server)
+    mailed = session_without_owner(server, EMAIL)
     assert submit(alice, mailed).json == {"success": True}
     assert [row["owner"] for row in server.rows("validation_sessions")] == [None]
     assert get_validated(alice, mailed).status_code == 200

@@ -15,11 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import psycopg
 import urllib3
+from parts.databases import Postgres
 from parts.server import V2, Server
 
 from identity.clock import SystemClock
@@ -67,6 +69,21 @@ def identity(
         timeout=2 * PATIENCE_S,
         check=False,
     )
+
+
+@contextlib.contextmanager
+def away(postgres: Postgres, url: str) -> Iterator[None]:
+    """While the block runs, the database takes no connections and those it had are cut."""
+    name = url.rpartition("/")[2]
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+            yield
+        finally:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 def processes() -> dict[int, int]:
@@ -211,7 +228,10 @@ class RunningServer:
         self, method: str, path: str, *, token: str | None = None, **arguments: Any
     ) -> urllib3.BaseHTTPResponse:
         """`path` below the v2 prefix, unless it is one of the few that are not."""
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        # A connection for each request, so that none is tied to a process that goes away.
+        headers = {"Connection": "close"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         whole = path if path.startswith(("/_matrix", "/health", "/ready")) else V2 + path
         return self._http.request(method, self.base_url + whole, headers=headers, **arguments)
 

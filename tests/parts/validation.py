@@ -11,6 +11,10 @@ import pytest
 from parts.server import V2, Account, Server
 from werkzeug.test import TestResponse
 
+from identity.accounts.caller import Caller
+from identity.threepid import ThreePid
+from identity.validation.service import TokenRequest
+
 CONFIRM = V2 + "/validate/email/confirm"
 SUBMIT = V2 + "/validate/email/submitToken"
 UNLIMITED = {"RATE_LIMITS__ENABLED": "false"}
@@ -29,6 +33,13 @@ def refused(response: TestResponse, status: int, errcode: str) -> bool:
     assert isinstance(response.json["error"], str)
     assert response.mimetype == "application/json"
     return True
+
+
+def session_without_owner(server: Server, email: str) -> dict[str, str]:
+    """A session as the legacy API makes it: nobody says who asks. What was mailed for it."""
+    request = TokenRequest(ThreePid.email(email), "no-owner", 1, next_link=None, brand=None)
+    server.services.validation.request_email_token(Caller(None, "192.0.2.1"), request)
+    return server.mailed()
 
 
 def token_values(mailed: Mapping[str, str], **changed: str) -> dict[str, str]:

@@ -1,0 +1,127 @@
+"""`store-invite` and `sign-ed25519` on v2, one's own invitations, and the page to refuse mail.
+
+Source: Matrix Identity Service API, "Invitation storage" and "Ephemeral invitation signing".
+"""
+
+from typing import Any, Final
+
+from flask import Blueprint, request
+from werkzeug.wrappers import Response
+
+from identity.errors import IdentityError, UnrecognizedMedium
+from identity.invites.invite import InviteRequest, parse_room_id, texts_of
+from identity.invites.service import REFUSE_PATH, Invites, StoredInvite
+from identity.mxid import UserId
+from identity.threepid import Medium, ThreePid
+from identity.web.authentication import Authentication
+from identity.web.errors import status_and_errcode
+from identity.web.pages import Pages
+from identity.web.parameters import Parameters, json_object
+
+V2: Final = "/_matrix/identity/v2"
+OWN: Final = "/_matrix/identity/unstable/org.identity/invites"
+
+
+class StoreInvite(Parameters):
+    medium: str
+    address: str
+    room_id: str
+    sender: str
+
+
+class SignInvite(Parameters):
+    mxid: str
+    token: str
+    private_key: str
+
+
+class RefuseMail(Parameters):
+    token: str
+
+
+def blueprint(
+    invites: Invites, authentication: Authentication, pages: Pages, public_url: str
+) -> Blueprint:
+    routes = Blueprint("invites", __name__)
+
+    @routes.post(f"{V2}/store-invite")
+    def store_invite() -> dict[str, Any]:
+        caller = authentication.caller()
+        stored = invites.store(caller, invite_request(json_object()))
+        return stored_json(stored, public_url)
+
+    @routes.post(f"{V2}/sign-ed25519")
+    def sign() -> dict[str, Any]:
+        user_id = authentication.require()
+        body = SignInvite.from_json()
+        mxid = UserId.parse(body.mxid)
+        return invites.sign_for(user_id, mxid, body.token, body.private_key)
+
+    @routes.get(OWN)
+    def own() -> dict[str, Any]:
+        return {
+            "invites": [
+                {
+                    "token": invite.token,
+                    "medium": invite.medium,
+                    "address": invite.address,
+                    "room_id": invite.room_id,
+                    "created_at": invite.created_at_ms,
+                    "expires_at": invite.expires_at_ms,
+                    "delivered_at": invite.delivered_at_ms,
+                    "revoked_at": invite.revoked_at_ms,
+                }
+                for invite in invites.list(authentication.require())
+            ]
+        }
+
+    @routes.delete(f"{OWN}/<token>")
+    def revoke(token: str) -> dict[str, Any]:
+        invites.revoke(token, authentication.require())
+        return {}
+
+    @routes.get(REFUSE_PATH)
+    def show_refusal() -> Response:
+        return pages.render("refuse", token=RefuseMail.from_query().token)
+
+    @routes.post(REFUSE_PATH)
+    def refuse() -> Response:
+        try:
+            invites.refuse_mail(RefuseMail.from_json_or_form().token)
+        except IdentityError as error:
+            status, _ = status_and_errcode(error)
+            return pages.render("error", status=status, title="", message=str(error))
+        return pages.render("refused")
+
+    return routes
+
+
+def invite_request(values: dict[str, Any]) -> InviteRequest:
+    """Raises: MissingParameters, InvalidParameter, UnrecognizedMedium, InvalidEmail."""
+    named = StoreInvite.parse(values)
+    if named.medium not in {*Medium}:
+        raise UnrecognizedMedium
+    return InviteRequest(
+        threepid=ThreePid.parse(named.medium, named.address),
+        room_id=parse_room_id(named.room_id),
+        sender=UserId.parse(named.sender),
+        texts=texts_of(values),
+        brand=request.args.get("brand"),
+    )
+
+
+def stored_json(stored: StoredInvite, public_url: str) -> dict[str, Any]:
+    validity = f"{public_url}{V2}/pubkey"
+    return {
+        "token": stored.token,
+        # Dendrite reads this one, Synapse falls back to it (INV-04).
+        "public_key": stored.public_key,
+        "public_keys": [
+            {"public_key": stored.public_key, "key_validity_url": f"{validity}/isvalid"},
+            {
+                "public_key": stored.ephemeral_public_key,
+                "key_validity_url": f"{validity}/ephemeral/isvalid",
+            },
+        ],
+        "display_name": stored.display_name,
+    }

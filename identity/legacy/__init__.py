@@ -1,0 +1,1 @@
+"""The v1 API: removed from the specification, and still called."""

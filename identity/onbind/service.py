@@ -1,0 +1,189 @@
+"""Use cases of notifications: deliver what is due, show what is not delivered.
+
+How one goes out: a lease is taken in one transaction, then the homeserver is called, then the
+outcome is recorded in a second one. A process that dies in between leaves a lease that runs
+out, and the attempt is made again; once a 2xx is recorded it never is.
+
+Source: Matrix Server-Server API, "Third-party invites"; Identity Service API, "Invitation
+storage".
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import timedelta
+from random import Random, SystemRandom
+from typing import Any, Final
+
+import structlog
+
+from identity.clock import SECOND_MS, Clock
+from identity.database import PURGE_ROWS, Database, Transaction
+from identity.errors import HomeserversBusy, HomeserverUnreachable, InvalidRequest
+from identity.federation.homeserver import HomeserverClient
+from identity.invites import store as invites_store
+from identity.keys.service import SigningKeys
+from identity.lru import LruCache
+from identity.mxid import UserId
+from identity.onbind import store
+from identity.onbind.schedule import Verdict, delay_ms, judge
+from identity.onbind.store import Delivery
+from identity.strict_json import encode_canonical
+
+log = structlog.get_logger(__name__)
+
+LEASE_MS: Final = 30 * SECOND_MS
+# A call may take this long (twice a time-out of 10 s); no later one is begun under a lease.
+_CALL_MS: Final = 22 * SECOND_MS
+_MAX_SERVERS: Final = 10_000
+
+
+class Notifications:
+    """Tells homeservers of bindings."""
+
+    def __init__(
+        self,
+        database: Database,
+        signing_keys: SigningKeys,
+        homeservers: HomeserverClient,
+        server_name: str,
+        clock: Clock,
+        random: Random | None = None,
+    ) -> None:
+        self._database = database
+        self._signing_keys = signing_keys
+        self._homeservers = homeservers
+        self._server_name = server_name
+        self._clock = clock
+        self._random = random or SystemRandom()
+        # Which homeservers want PUT. All that are known take POST.
+        self._methods: LruCache[str, str] = LruCache(_MAX_SERVERS)
+
+    def lease_due(self, limit: int) -> dict[str, list[Delivery]]:
+        """Up to `limit` notifications that are ours for LEASE_MS, by homeserver."""
+        now_ms = self._clock.now_ms()
+        if not self._database.read(lambda tx: store.is_any_due(tx, now_ms)):
+            return {}
+        leased = self._database.write(
+            lambda tx: store.lease_due(tx, now_ms, now_ms + LEASE_MS, limit)
+        )
+        grouped: dict[str, list[Delivery]] = defaultdict(list)
+        for delivery in leased:
+            grouped[str(UserId.parse(delivery.mxid).server)].append(delivery)
+        return grouped
+
+    def deliver(self, leased: Iterable[Delivery], leased_at_ms: int) -> None:
+        """Call one homeserver for each of its notifications, until one finds it not answering."""
+        silent = False
+        for delivery in leased:
+            if silent or self._clock.now_ms() > leased_at_ms + LEASE_MS - _CALL_MS:
+                # The rest is left to the end of the lease, or to the next courier.
+                self._put_off(delivery, "homeserver not answering" if silent else "lease over")
+                continue
+            silent = not self._deliver_one(delivery)
+
+    def undelivered(self, limit: int = 1_000) -> list[Delivery]:
+        """What is on its way and what is dead, oldest first."""
+        return self._database.read(lambda tx: store.list_undelivered(tx, limit))
+
+    def retry(self, delivery_id: str) -> None:
+        """Bring a dead letter back to life. Raises: InvalidRequest when there is none."""
+        now_ms = self._clock.now_ms()
+        if not self._database.write(lambda tx: store.retry(tx, delivery_id, now_ms)):
+            raise InvalidRequest("No dead delivery has that id")
+
+    def purge(self, kept: timedelta) -> int:
+        """Delete notifications that ended well so long after they were made, at most PURGE_ROWS."""
+        before_ms = self._clock.now_ms() - kept // timedelta(milliseconds=1)
+        return self._database.write(lambda tx: store.delete_ended(tx, before_ms, PURGE_ROWS))
+
+    def _deliver_one(self, delivery: Delivery) -> bool:
+        """False if the homeserver did not answer."""
+        server = UserId.parse(delivery.mxid).server
+        body = self._body(delivery)
+        if body is None:
+            self._end(delivery, "stale", "the invitation is revoked or gone")
+            return True
+        method = self._methods.find(str(server)) or "POST"
+        try:
+            status = self._homeservers.send_onbind(server, body, method)
+            if judge(status, method) is Verdict.TRY_PUT:
+                method = "PUT"
+                status = self._homeservers.send_onbind(server, body, method)
+        except HomeserversBusy:
+            self._put_off(delivery, "too many calls at once")
+            return True
+        except HomeserverUnreachable as error:
+            self._fail(delivery, str(error))
+            return False
+        match judge(status, method):
+            case Verdict.DELIVERED:
+                self._methods.put(str(server), method)
+                self._end(delivery, "delivered", None)
+            case Verdict.FINAL | Verdict.TRY_PUT:
+                self._end(delivery, "dead", f"answered {status}")
+            case Verdict.TRY_AGAIN:
+                self._fail(delivery, f"answered {status}")
+        return True
+
+    def _body(self, delivery: Delivery) -> bytes | None:
+        """The whole signed notification; None if its invitation need not be told any more."""
+        association: dict[str, Any] = json.loads(delivery.signed)
+        del association["signatures"]
+        invites = []
+        if delivery.invite is not None:
+            told = self._invite(delivery.invite, delivery.mxid, association)
+            if told is None:
+                return None
+            invites.append(told)
+
+        def sign(value: dict[str, Any]) -> dict[str, Any]:
+            return self._database.read(self._signing_keys.active).sign(value, self._server_name)
+
+        return encode_canonical(sign({**association, "invites": invites}))
+
+    def _invite(
+        self, token_hash: bytes, mxid: str, association: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        invite = self._database.read(lambda tx: invites_store.find_invite(tx, token_hash))
+        if invite is None or invite.revoked_at_ms is not None:
+            return None
+        signed: dict[str, Any] = {"mxid": mxid, "token": invite.token}
+        # By the key that the room's event names, and by the current one.
+        for key in self._signing_keys.all_held(invite.key_id):
+            signed = key.sign(signed, self._server_name)
+        return {
+            "medium": association["medium"],
+            "address": association["address"],
+            "mxid": mxid,
+            "room_id": invite.room_id,
+            "sender": invite.sender,
+            "token": invite.token,
+            "signed": signed,
+        }
+
+    def _end(self, delivery: Delivery, outcome: str, error: str | None) -> None:
+        now_ms = self._clock.now_ms()
+
+        def work(tx: Transaction) -> None:
+            store.end(tx, delivery.delivery_id, outcome, error)
+            if outcome == "delivered" and delivery.invite is not None:
+                invites_store.set_delivered(tx, delivery.invite, now_ms)
+
+        self._database.write(work)
+        log.info("onbind_ended", delivery=delivery.delivery_id, outcome=outcome, reason=error)
+
+    def _fail(self, delivery: Delivery, error: str) -> None:
+        delay = delay_ms(delivery.tries + 1, self._random)
+        if delay is None:
+            self._end(delivery, "dead", error)
+            return
+        at_ms = self._clock.now_ms() + delay
+        self._database.write(lambda tx: store.postpone(tx, delivery.delivery_id, at_ms, error))
+        log.info("onbind_postponed", delivery=delivery.delivery_id, reason=error, delay_ms=delay)
+
+    def _put_off(self, delivery: Delivery, reason: str) -> None:
+        """Not tried: it counts for nothing."""
+        at_ms = self._clock.now_ms() + SECOND_MS
+        self._database.write(lambda tx: store.put_off(tx, delivery.delivery_id, at_ms))
+        log.debug("onbind_put_off", delivery=delivery.delivery_id, reason=reason)

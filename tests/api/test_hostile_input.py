@@ -1,0 +1,231 @@
+"""Hostile input on every route, new ones included: never a fault of ours, never an echo of it.
+
+Security, row 38 (experiment E17 in small) and row 19.
+"""
+
+import re
+from itertools import count
+from urllib.parse import quote
+
+import pytest
+from parts.routes import routes_of
+from test_general import JSON_BODIES
+
+CANARY = "<b>canary</b> https://evil.test"
+
+# Texts that are no JSON for us, though most are for some decoder.
+UNPARSABLE = {
+    "nothing": b"",
+    "only a space": b" ",
+    "an open object": b"{",
+    "a lone word": b"undefined",
+    "something behind the object": b"{} {}",
+    "a comment": b"{} // x",
+    "invalid UTF-8": b'{"a": "\xff\xfe"}',
+    "an encoded surrogate": b'{"a": "\xed\xa0\x80"}',
+    "an overlong encoding": b'{"a": "\xc0\x80"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"a": 1}',
+    "NaN": b'{"a": NaN}',
+    "Infinity": b'{"a": -Infinity}',
+    "a number beyond floats": b'{"a": 1e999}',
+    "an integer of 10,000 digits": b'{"a": ' + b"9" * 10_000 + b"}",
+    "a negative one": b'{"a": -' + b"9" * 10_000 + b"}",
+    "2^53": b'{"a": 9007199254740992}',
+    "a leading zero": b'{"a": 007}',
+    "a key that comes twice": b'{"a": 1, "a": 1}',
+    "a key that comes twice below": b'{"a": [{"b": 1, "\\u0062": 2}]}',
+    "a lone surrogate": b'{"a": "\\ud800"}',
+    "a surrogate in a key": b'{"\\udfff": 1}',
+    "NUL": b'{"a": "\\u0000"}',
+    "NUL in a key": b'{"a\\u0000": 1}',
+    "NUL as it is": b'{"a": "\x00"}',
+    "a raw control character": b'{"a": "\n"}',
+    "33 levels": b'{"a": ' + b"[" * 32 + b"]" * 32 + b"}",
+    "100,000 levels": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "100,000 levels of objects": b'{"a":' * 100_000,
+    "100,000 levels that are never closed": b"[" * 100_000,
+}
+
+# Values of every JSON type, and strings that some part of a server may stumble over.
+VALUES = [
+    None,
+    True,
+    -1,
+    2**53 - 1,
+    1.5e300,
+    [],
+    {},
+    [None],
+    [[[[{}]]]],
+    ["x"] * 2_000,
+    {"medium": None, "address": [], "a": {"b": "c"}},
+    "",
+    " ",
+    "x" * 50_000,
+    "é" * 300,
+    "@",
+    "@:",
+    "a@b@c",
+    "@a:b:c:99999",
+    "ed25519:0",
+    "\ufffd\ufeff\u202e\u2028",
+    "\r\nBcc: a@b",
+    "%00%ff",
+    "'; --",
+    CANARY,
+]
+# As they stand in a query or a form, percent-encoded.
+ENCODED = ["", "%00", "%ff", "%ed%a0%80", "%", "%zz", "+", "%0d%0a", "x" * 5_000, quote(CANARY)]
+
+HEADERS = [
+    ("Host", "evil.test"),
+    ("Host", "a/b"),
+    ("Host", "é".encode().decode("latin-1")),
+    ("Host", "x" * 2_000),
+    ("Content-Type", "application/x-www-form-urlencoded; charset=utf-99"),
+    ("Content-Type", "multipart/form-data"),
+    ("Content-Type", "multipart/form-data; boundary=x"),
+    ("Content-Type", "\xff"),
+    ("Content-Encoding", "gzip"),
+    ("Content-Length", "x"),
+    ("Content-Length", "-1"),
+    ("X-Forwarded-For", "\xff, [::1, 1.2.3.4.5"),
+    ("Authorization", "Bearer \xff"),
+    ("Authorization", "Bearer " + "x" * 5_000),
+    ("Authorization", "X-Matrix origin=\xff,key=,sig"),
+    ("Accept-Language", "x-" * 1_000 + ",*;q=\xff"),
+    ("Accept", "application/" + "x" * 1_000),
+    ("Cookie", "a=\xff; \x01"),
+    ("Range", "bytes=x-"),
+    ("If-Modified-Since", "\xff"),
+]
+
+
+@pytest.fixture
+def server(make_server):
+    # Nobody is called, and nothing is limited: every request is looked at.
+    return make_server(
+        {
+            "FEDERATION__ALLOWED_HOMESERVERS": '["hs.test"]',
+            "RATE_LIMITS__ENABLED": "false",
+            "VALIDATION__MAX_WRONG_TOKENS": "100",
+            "SERVER__TRUSTED_PROXIES": "1",
+        }
+    )
+
+
+@pytest.fixture
+def usual(server):
+    """What a route gets for all parameters but one: as good as it can be."""
+    alice = server.account("@alice:hs.test")
+    session = alice.validate("a@example.com")
+    pepper = alice.get("/hash_details").json["lookup_pepper"]
+    values = {
+        **session,
+        "token": server.mailed()["token"],
+        "mxid": alice.user_id,
+        "threepid": {"medium": "email", "address": "a@example.com"},
+        "medium": "email",
+        "address": "a@example.com",
+        "email": "a@example.com",
+        "send_attempt": 1,
+        "algorithm": "sha256",
+        "pepper": pepper,
+        "addresses": [server.hash_of("a@example.com")],
+        "user_accepts": [],
+        "access_token": "openid",
+        "matrix_server_name": "elsewhere.test",
+    }
+    numbers = count()
+
+    def of(route):
+        given = {name: values.get(name, "x") for name in route.names}
+        if route.path.endswith("/requestToken"):
+            # Each of them is a new session.
+            given["client_secret"] = f"secret{next(numbers)}"
+        return given
+
+    return of
+
+
+def check(route, answer, stimulus):
+    """A refusal, or a harmless success, in the form of the API."""
+    shown = answer.get_data(as_text=True)
+    context = (str(route), stimulus, answer.status, shown[:200])
+    assert answer.status_code < 500, context
+    # A page may hold, in its form, what it was called with: as text.
+    is_form = route.is_page and answer.status_code == 200
+    assert ("<b>canary" if is_form else "canary") not in shown, context
+    assert "Traceback" not in shown, context
+    assert answer.headers["Access-Control-Allow-Origin"] == "*", context
+    if route.is_page and answer.mimetype == "text/html":
+        return
+    assert answer.mimetype == "application/json", context
+    assert answer.status_code not in range(300, 400), context
+    if answer.status_code >= 400:
+        assert re.fullmatch("M_[A-Z_]+", answer.json["errcode"]), context
+        assert isinstance(answer.json["error"], str), context
+
+
+@pytest.mark.requirement("GEN-04", "GEN-05")
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_text_that_is_no_json_is_refused_by_every_endpoint_that_takes_json(server):
+    alice = server.account("@alice:hs.test")
+    for kind, body in UNPARSABLE.items():
+        for path in JSON_BODIES:
+            answer = alice.post(path, data=body)
+            assert (answer.status_code, answer.json["errcode"]) == (400, "M_NOT_JSON"), (path, kind)
+    for route in routes_of(server.app):
+        token = server.account("@bob:hs.test").token
+        for kind, body in UNPARSABLE.items():
+            check(route, route.send(server, token, data=body), kind)
+
+
+@pytest.mark.requirement("GEN-06", "GEN-08")
+def test_hostile_value_of_any_parameter_in_json_is_no_fault_on_any_route(server, usual):
+    for route in routes_of(server.app):
+        token = server.account("@alice:hs.test").token
+        for name in route.names or ("x",):
+            for value in VALUES:
+                answer = route.send(server, token, json={**usual(route), name: value})
+                check(route, answer, (name, str(value)[:50]))
+    assert server.account("@alice:hs.test").bind("b@example.com").status_code == 200
+
+
+def test_hostile_value_of_any_parameter_in_query_and_form_is_no_fault_on_any_route(server, usual):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for route in routes_of(server.app):
+        token = server.account("@alice:hs.test").token
+        for name in (*route.names, "brand", "a[b]", "%00", "%ff", quote(CANARY)):
+            for value in ENCODED:
+                given = {key: quote(str(text)) for key, text in usual(route).items()}
+                encoded = "&".join(f"{key}={text}" for key, text in {**given, name: value}.items())
+                for arguments in (
+                    {"query_string": encoded},
+                    {"data": encoded, "headers": form},
+                    {"query_string": encoded, "json": usual(route)},
+                ):
+                    answer = route.send(server, token, **arguments)
+                    check(route, answer, (name, value[:50], *arguments))
+
+
+def test_hostile_part_of_a_path_is_no_fault(server):
+    parts = [*ENCODED, "..", ".", "%2e%2e", "%2f", "a" * 9_000, "%e2%80%ae", "ed25519:0%00"]
+    for route in routes_of(server.app):
+        for part in parts:
+            for path in (
+                re.sub("<[^>]*>", part, route.rule),
+                f"{route.path}/{part}",
+                f"{route.path}{part}",
+            ):
+                check(route, route.send(server, path=path), path[:80])
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_hostile_header_is_no_fault_on_any_route(server):
+    for route in routes_of(server.app):
+        token = server.account("@alice:hs.test").token
+        for name, value in HEADERS:
+            headers = {"Authorization": f"Bearer {token}", name: value}
+            check(route, route.send(server, data=b"{}", headers=headers), (name, value[:50]))
