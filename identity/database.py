@@ -109,16 +109,14 @@ class Database:
         try:
             return self._fetch(statement, parameters)
         except self._driver.Error as error:
-            # The pool has dropped it; whatever else went wrong will go wrong again.
             log.info("read_repeated", reason=type(error).__name__)
         except sa.exc.TimeoutError as error:
             log.warning("database_pool_exhausted")
             raise StorageUnavailable from error
-        try:
-            return self._fetch(statement, parameters)
-        except self._driver.OperationalError as error:
-            log.warning("database_unavailable", reason=type(error).__name__)
-            raise StorageUnavailable from error
+        # Once more in the usual way: where one connection was lost, all in the pool may be.
+        return self.read(
+            lambda tx: [tuple(row) for row in tx.exec_driver_sql(statement, parameters)]
+        )
 
     def _fetch(self, statement: str, parameters: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
         connection = self.engine.raw_connection()

@@ -33,8 +33,10 @@ def configure(level: str, style: Literal["console", "json"]) -> None:
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
+        # A line is one write, so that those of several threads cannot mix.
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # A reload may change all of this.
+        cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -4,11 +4,13 @@ Each call is bounded: a quarter of the process's threads may wait for homeserver
 all steps of a call share one time-out, and a server that keeps timing out is left alone
 for a while. Another destination is tried only while nothing was sent.
 
-Source: Matrix server-server API, GET /_matrix/federation/v1/openid/userinfo.
+Source: Matrix server-server API, GET /_matrix/federation/v1/openid/userinfo,
+GET /_matrix/key/v2/server, POST /_matrix/federation/v1/3pid/onbind.
 """
 
 import socket
 import threading
+from collections.abc import Callable
 from random import Random
 from secrets import SystemRandom
 from typing import Final
@@ -34,12 +36,18 @@ from identity.federation.transport import (
     Connect,
     ConnectError,
     Deadline,
+    Destination,
     Response,
     Transport,
 )
 from identity.mxid import ServerName, UserId
 
 MAX_USERINFO_BYTES: Final = 5 * 1024
+MAX_KEYS_BYTES: Final = 50 * 1024
+
+_ONBIND: Final = "/_matrix/federation/v1/3pid/onbind"
+
+Ask = Callable[[Destination, Deadline], Response]
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +97,39 @@ class HomeserverClient:
             raise HomeserverRefusedToken
         return user_id
 
+    def get_server_keys(self, server: ServerName) -> bytes:
+        """What `server` publishes as its keys, unchecked; at most `MAX_KEYS_BYTES`.
+
+        Raises: HomeserverUnreachable, HomeserversBusy.
+        """
+        response = self._get(server, "/_matrix/key/v2/server", MAX_KEYS_BYTES)
+        if response.status != 200:
+            raise HomeserverUnreachable
+        return response.body
+
+    def send_onbind(self, server: ServerName, body: bytes, method: str) -> int:
+        """Tell `server` of a binding: `body` is JSON, `method` POST or PUT. Returns the status.
+
+        Sent once at most: an error can mean that it arrived.
+        Raises: HomeserverUnreachable, HomeserversBusy.
+        """
+        return self._call(
+            server,
+            lambda destination, deadline: self._transport.send(
+                method, destination, _ONBIND, body, deadline
+            ),
+        ).status
+
     def _get(self, server: ServerName, target: str, max_body_bytes: int) -> Response:
+        """Raises: HomeserverUnreachable, HomeserversBusy."""
+        return self._call(
+            server,
+            lambda destination, deadline: self._transport.get(
+                destination, target, max_body_bytes, deadline
+            ),
+        )
+
+    def _call(self, server: ServerName, ask: Ask) -> Response:
         """Raises: HomeserverUnreachable, HomeserversBusy."""
         name = str(server).lower()
         if self._breaker.is_open(name):
@@ -97,7 +137,7 @@ class HomeserverClient:
         if not self._free_places.acquire(blocking=False):
             raise HomeserversBusy
         try:
-            response = self._try_each(server, target, max_body_bytes)
+            response = self._try_each(server, ask)
         except CallError as error:
             self._breaker.record(name, timed_out=error.timed_out)
             log.info("homeserver_call_failed", server=name, reason=error.reason)
@@ -107,13 +147,13 @@ class HomeserverClient:
         self._breaker.record(name, timed_out=False)
         return response
 
-    def _try_each(self, server: ServerName, target: str, max_body_bytes: int) -> Response:
+    def _try_each(self, server: ServerName, ask: Ask) -> Response:
         """The first answer. Raises: CallError, that of the last destination tried."""
         deadline = Deadline.after(self._timeout_s)
         failure = ConnectError("service not offered")
         for destination in self._discovery.find(server, deadline):
             try:
-                return self._transport.get(destination, target, max_body_bytes, deadline)
+                return ask(destination, deadline)
             except ConnectError as error:
                 failure = error
         raise failure

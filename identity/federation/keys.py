@@ -18,7 +18,7 @@ from identity import strict_json
 from identity.clock import DAY_MS, MINUTE_MS, Clock
 from identity.errors import HomeserverUnreachable, InvalidParameter, InvalidRequest
 from identity.federation.homeserver import HomeserverClient
-from identity.federation.lru import LruCache
+from identity.lru import LruCache
 from identity.mxid import ServerName
 from identity.signing import ALGORITHM, is_signed_by, parse_public_key
 

@@ -6,16 +6,21 @@ for must do no harm the second time.
 Source: Matrix server-server API, "Request Authentication".
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
+import nacl.exceptions
+import nacl.signing
 import structlog
+from unpaddedbase64 import decode_base64
 
+from identity.config import Server
+from identity.errors import Forbidden, Unauthorized
 from identity.federation import xmatrix
-from identity.federation.keys import HomeserverKeys
+from identity.federation.keys import HomeserverKeys, Keys
 from identity.mxid import ServerName
-
-_MAX_LOGGED_CHARACTERS: Final = 255
+from identity.strict_json import encode_canonical
 
 log = structlog.get_logger(__name__)
 
@@ -34,17 +39,75 @@ class SignedRequests:
         content: dict[str, Any],
         our_names: Sequence[str],
     ) -> ServerName:
-        """The homeserver that signed this request for us: one good signature suffices.
+        """The homeserver that signed this request for us; one good signature suffices.
 
-        `uris`: what it may have signed as `uri`, see `uri_candidates`. `authorization`: the values
-        of all headers of that name. `content`: the decoded body. `our_names`: see there.
+        `uris`: what may stand in for the request's target, see `uri_candidates`. `authorization`:
+        the values of all headers of that name. `content`: the decoded body. `our_names`: see there.
 
-        Raises: Unauthorized, before anyone is asked, when there is no X-Matrix authorization or a
-        malformed one, or it is for another server; Forbidden when no signature is good;
-        HomeserverUnreachable or HomeserversBusy when that cannot be known.
+        Raises: Unauthorized, before anyone is asked, when the request has no X-Matrix
+        authorization or a malformed one, or is for another server; Forbidden when no signature is
+        good; HomeserverUnreachable or HomeserversBusy when that cannot be known.
         """
-        signatures = xmatrix.parse(authorization)
-        origin = signatures[0].origin
-        _require_destination(signatures, our_names)
+        claimed = xmatrix.parse(authorization)
+        origin, destination = claimed.origin, claimed.destination
+        if destination is not None and not _is_ours(destination, our_names):
+            log.info("signed_request_for_another", origin=str(origin), destination=destination)
+            raise Unauthorized("The request is signed for another server")
+        destinations = our_names if destination is None else [destination]
         keys = self._keys.get(origin)
-        request = _Request(method, uris, origin, content, our_names)
+        try:
+            body = encode_canonical(content)
+        except ValueError:
+            raise Forbidden("The body cannot have been signed") from None
+
+        def is_signed_by(keys: Keys) -> bool:
+            messages = xmatrix.signed_messages(method, uris, str(origin), destinations, body)
+            return any(
+                _is_signature(message, signature, keys[key_id])
+                for message in messages
+                for key_id, signature in claimed.signatures
+                if key_id in keys
+            )
+
+        if is_signed_by(keys):
+            return origin
+        # Perhaps by a key that is newer than what we know.
+        if any(key_id not in keys for key_id, _ in claimed.signatures) and is_signed_by(
+            self._keys.refresh(origin)
+        ):
+            return origin
+        log.info("signed_request_refused", origin=str(origin))
+        raise Forbidden("The signature of the homeserver is not valid")
+
+
+def our_names(server: Server) -> tuple[str, ...]:
+    """What homeservers may call us: they sign for whatever a client gave them as `id_server`.
+
+    The server's name, host and port of its public URL, these with the URL's path, the aliases.
+    """
+    url = urlsplit(server.public_url)
+    names = (str(server.name), url.netloc, url.netloc + url.path, *map(str, server.aliases))
+    return tuple(dict.fromkeys(names))
+
+
+def uri_candidates(environ: Mapping[str, Any], path: str) -> tuple[str, ...]:
+    """The request's target as it was sent, and `path`, that of the endpoint in the specification.
+
+    A proxy may have changed what was sent; and Synapse always signs the specification's path,
+    even where `id_server` has one of its own.
+    """
+    sent = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    return tuple(dict.fromkeys((sent, path) if sent else (path,)))
+
+
+def _is_ours(destination: str, our_names: Sequence[str]) -> bool:
+    # Clients pass on what people typed, and DNS does not mind upper case.
+    return destination.lower() in {name.lower() for name in our_names}
+
+
+def _is_signature(message: bytes, signature_b64: str, public_key: bytes) -> bool:
+    try:
+        nacl.signing.VerifyKey(public_key).verify(message, decode_base64(signature_b64))
+    except (ValueError, nacl.exceptions.CryptoError):
+        return False
+    return True

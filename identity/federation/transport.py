@@ -71,7 +71,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`body` is empty unless the status is 200: nothing that an error says is used."""
+    """`body` is empty unless it was asked for and the status is 200: what an error says is not used."""
 
     status: int
     headers: Message
@@ -123,21 +123,46 @@ class Transport:
 
         Raises: ConnectError; CallError.
         """
+        return self._call("GET", destination, target, None, max_body_bytes, deadline)
+
+    def send(
+        self, method: str, destination: Destination, target: str, json: bytes, deadline: Deadline
+    ) -> Response:
+        """Send `json` to `target`. Of the answer only the head is waited for and read: with its
+        status the homeserver has decided, and what is wrong with the rest must change nothing.
+
+        Raises: ConnectError; CallError.
+        """
+        return self._call(method, destination, target, json, 0, deadline)
+
+    def _call(
+        self,
+        method: str,
+        destination: Destination,
+        target: str,
+        json: bytes | None,
+        max_body_bytes: int,
+        deadline: Deadline,
+    ) -> Response:
         stream = self._open(destination, deadline)
         stream.bytes_left = max_body_bytes + MAX_OVERHEAD_BYTES
         connection = http.client.HTTPConnection(destination.tls_name, destination.port)
         connection.sock = stream
         with contextlib.closing(connection):
             try:
-                connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
+                connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
                 connection.putheader("Host", destination.host_header)
                 connection.putheader("User-Agent", _USER_AGENT)
                 connection.putheader("Accept", "application/json")
                 connection.putheader("Accept-Encoding", "identity")
                 connection.putheader("Connection", "close")
-                connection.endheaders()
+                if json is not None:
+                    connection.putheader("Content-Type", "application/json")
+                    connection.putheader("Content-Length", str(len(json)))
+                connection.endheaders(json)
                 with connection.getresponse() as answer:
-                    body = _read_body(answer, max_body_bytes) if answer.status == 200 else b""
+                    wanted = max_body_bytes > 0 and answer.status == 200
+                    body = _read_body(answer, max_body_bytes) if wanted else b""
                     return Response(answer.status, answer.headers, body)
             except TimeoutError as error:
                 raise CallError("timed out", timed_out=True) from error

@@ -36,15 +36,15 @@ _DESTINATION_KEYS: Final = ("destination_is", "destination")
 # scheme may begin; or a scheme without parameters, perhaps with a token of its own. Bare values
 # may hold more than a token does: colons, which the specification asks for, and base64.
 # Possessive throughout, so that nothing is read again and again.
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _ITEM: Final = re.compile(
     rf"""
     (?:
-        (?: (?P<scheme> {_TOKEN} ) [ ]++ )?
-        (?P<name> {_TOKEN} ) [ \t]*+ = [ \t]*+
+        (?: (?P<scheme> {_WORD} ) [ ]++ )?
+        (?P<name> {_WORD} ) [ \t]*+ = [ \t]*+
         (?: "(?P<quoted> (?: [^"\\] | \\. )*+ )" | (?P<bare> [!#-+\--\[\]-~]++ ) )
     |
-        (?P<other> {_TOKEN} ) (?: [ ]++ [^ \t",]++ )?
+        (?P<other> {_WORD} ) (?: [ ]++ [^ \t",]++ )?
     )
     [ \t]*+ (?: , [ \t,]*+ | \Z )
     """,
@@ -75,7 +75,7 @@ def parse(headers: Iterable[str]) -> XMatrix:
     if sum(map(len, headers)) > MAX_CHARACTERS:
         raise Unauthorized("The X-Matrix authorization is too long")
     found = [
-        parameters
+        _read(parameters)
         for text in headers
         for scheme, parameters in _credentials(text)
         if scheme == _SCHEME
@@ -83,10 +83,16 @@ def parse(headers: Iterable[str]) -> XMatrix:
     if len(found) > MAX_SIGNATURES:
         raise Unauthorized("The request has too many signatures")
     signatures = tuple(
-        (parameters["key"], parameters["sig"])
-        for parameters in map(_checked, found)
-        if parameters["key"].startswith(f"{ALGORITHM}:")
+        (key_id, signature)
+        for _, _, key_id, signature in found
+        if key_id.startswith(f"{ALGORITHM}:")
     )
+    if not signatures:
+        raise Unauthorized("The request must be signed by the homeserver")
+    origin, destination, _, _ = found[0]
+    if any(item[:2] != (origin, destination) for item in found):
+        raise _malformed()
+    return XMatrix(origin, destination, signatures)
 
 
 def signed_messages(
@@ -122,16 +128,17 @@ def _credentials(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     return found
 
 
-def _signature(parameters: list[tuple[str, str]]) -> XMatrix:
+def _read(parameters: list[tuple[str, str]]) -> tuple[ServerName, str | None, str, str]:
+    """Origin, destination, key id and signature."""
     values = dict(parameters)
     if len(values) != len(parameters):
         raise _malformed()
     try:
-        return XMatrix(
+        return (
             ServerName.parse(values["origin"]),
+            values.get("destination"),
             values["key"],
             values["sig"] if "sig" in values else values["signature"],
-            values.get("destination"),
         )
     except (KeyError, InvalidParameter):
         raise _malformed() from None

@@ -7,8 +7,10 @@ and the variables that they take, all optional, are:
   that the form posts to (the page's own when empty);
 - `verified`: `address`;
 - `failed`: `reason`, one of "wrong", "expired" and "attempts";
+- `refuse`: `address`, `token`, and `action` as for `confirm`;
+- `refused`: `address`;
 - `error`: `title` and `message`, both safe to show.
-Each also takes `server_name`. No page but `confirm` is given a secret (MAIL-09).
+Each also takes `server_name`. No page but `confirm` and `refuse` is given a secret (MAIL-09).
 
 Source: security.md, threat 21; Content Security Policy level 3.
 """

@@ -13,8 +13,12 @@ class ConfigSource:
     path: Path | None
     environ: Mapping[str, str]
 
+    def read(self) -> Config:
+        """Raises: ConfigError."""
+        return load(self.path, self.environ)
+
     def load(self) -> Config:
-        """Read it, and log as it says. Raises: ConfigError."""
-        config = load(self.path, self.environ)
+        """Read it, and from now on log as it says. Raises: ConfigError."""
+        config = self.read()
         logs.configure(config.logging.level, config.logging.format)
         return config

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import structlog
 
+from identity import logs
 from identity.config import ConfigError
 from identity.config.values import Listen
 from identity.errors import IdentityError, SetupError
@@ -104,7 +105,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            config = self._source.load()
+            config = self._source.read()
             load_app(config)
             moved = config.server.listen != self._address
             listener = _listen(config.server.listen) if moved else self._listener
@@ -115,6 +116,7 @@ class Supervisor:
         except (SetupError, IdentityError) as error:
             log.warning("reload_refused", fault=str(error))
             return
+        logs.configure(config.logging.level, config.logging.format)
         log.info("reloading")
         if moved:
             self._listener.close()

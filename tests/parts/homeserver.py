@@ -5,8 +5,9 @@
         ... call https://localhost:<homeserver.port>, trusting homeserver.ca_file ...
         assert homeserver.requests[0].target == "/..."
 
-It answers /.well-known/matrix/server, the OpenID userinfo and onbind; any path can be given
-another answer in `answers`, fixed or computed from the request.
+It answers /.well-known/matrix/server, the OpenID userinfo, onbind and its keys; any path can be
+given another answer in `answers`, fixed or computed from the request. It signs requests with
+`signing_keys`: see parts.xmatrix.
 """
 
 import atexit
@@ -26,10 +27,13 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import trustme
+from signedjson.key import encode_verify_key_base64, generate_signing_key
+from signedjson.sign import sign_json
 
 WELL_KNOWN = "/.well-known/matrix/server"
 USERINFO = "/_matrix/federation/v1/openid/userinfo"
 ONBIND = "/_matrix/federation/v1/3pid/onbind"
+KEYS = "/_matrix/key/v2/server"
 
 # Names that a homeserver's certificate is for, when a test does not care.
 NAMES = ("localhost", "127.0.0.1", "::1", "hs.test", "*.hs.test")
@@ -91,6 +95,10 @@ class FakeHomeserver:
         self.openid_users: dict[str, str] = {}
         self.well_known: Answer = Reply(404)
         self.onbind: Answer = Reply()
+        self.server_name = "hs.test"
+        self.signing_keys = [generate_signing_key("a_1")]
+        self.old_keys: list[Any] = []
+        self.keys_valid_until_ms = 253_402_300_799_000  # the end of the year 9999
         self.answers: dict[str, Answer] = {}
         self.hold: threading.Event | None = None  # every answer waits until it is set
         self.sent_bytes = 0
@@ -145,9 +153,38 @@ class FakeHomeserver:
             self._arrived.notify_all()
         if self.hold is not None:
             self.hold.wait(30)
-        own = {WELL_KNOWN: self.well_known, USERINFO: self._userinfo, ONBIND: self.onbind}
+        own = {
+            WELL_KNOWN: self.well_known,
+            USERINFO: self._userinfo,
+            ONBIND: self.onbind,
+            KEYS: lambda _: Reply.json(self.key_document()),
+        }
         answer = (own | self.answers).get(request.path, Reply.json({"errcode": "M_X"}, 404))
         return answer if isinstance(answer, Reply) else answer(request)
+
+    def key_document(self, signers: Iterable[Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """What it publishes, with `changes`, signed by its keys or by other `signers`."""
+        keys = {
+            f"ed25519:{key.version}": {"key": encode_verify_key_base64(key.verify_key)}
+            for key in self.signing_keys
+        }
+        old_keys = {
+            f"ed25519:{key.version}": {
+                "key": encode_verify_key_base64(key.verify_key),
+                "expired_ts": 1_532_645_052_628,
+            }
+            for key in self.old_keys
+        }
+        document = {
+            "server_name": self.server_name,
+            "verify_keys": keys,
+            "old_verify_keys": old_keys,
+            "valid_until_ts": self.keys_valid_until_ms,
+            **changes,
+        }
+        for key in self.signing_keys if signers is None else signers:
+            document = sign_json(document, self.server_name, key)
+        return document
 
     def _userinfo(self, request: Request) -> Reply:
         tokens = parse_qs(urlsplit(request.target).query).get("access_token", [])

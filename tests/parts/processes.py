@@ -137,6 +137,8 @@ class RunningServer:
             )
         if wait:
             wait_until(self._is_ready_or_gone)
+            family = 2 + int(self.settings["SERVER__WORKERS"])
+            wait_until(lambda: len(self.descendants()) == family)
 
     def _is_ready_or_gone(self) -> bool:
         assert self._process.poll() is None, self.log

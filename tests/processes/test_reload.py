@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import pytest
 import urllib3
@@ -11,7 +12,9 @@ from parts.processes import RunningServer, away, free_port, wait_until
 
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
-TERMS = "docs: {{tos: {{version: '1', langs: {{en: {{name: {name}, url: 'https://example.org/'}}}}}}}}"
+TERMS = (
+    "docs: {{tos: {{version: '1', langs: {{en: {{name: {name}, url: 'https://example.org/'}}}}}}}}"
+)
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ class Load:
         self._over = threading.Event()
         self.statuses: list[int | str] = []
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         self._threads = ThreadPoolExecutor()
         self._runs = [self._threads.submit(self._run) for _ in range(3)]
         return self
@@ -67,16 +70,12 @@ class Load:
 def test_reload_takes_effect_again_and_again_without_losing_a_request(terms, reloading):
     with Load(reloading) as load:
         for name in ("second", "third", "fourth"):
-            before = len(load.statuses)
-            shown = terms_name(reloading)
+            shown = terms_names(reloading)
             terms.write_text(TERMS.format(name=name))
-            wait_until(lambda before=before: len(load.statuses) > before + 10)
             # Read when it is told, not when it is asked.
-            assert terms_name(reloading) == shown
+            assert terms_names(reloading) == shown
             reloading.signal(signal.SIGHUP)
-            wait_until(lambda name=name: terms_name(reloading) == name)
-            # Those that began to answer before are told to go, and must do so in good order.
-            wait_until(lambda: {terms_name(reloading) for _ in range(8)} == {name})
+            wait_until(lambda name=name: terms_names(reloading) == {name})
     assert len(load.statuses) > 30
     assert set(load.statuses) == {200}
     assert reloading.log.count(" reloading") == 3
@@ -90,15 +89,14 @@ def test_reload_of_a_changed_setting_takes_effect(config, reloading):
     config.write_text('[lookup]\nalgorithms = ["sha256", "none"]\n[logging]\nformat = "json"\n')
     reloading.signal(signal.SIGHUP)
     wait_until(
-        lambda: reloading.get("/hash_details", token=token).json()["algorithms"]
-        == ["sha256", "none"]
+        lambda: (
+            reloading.get("/hash_details", token=token).json()["algorithms"] == ["sha256", "none"]
+        )
     )
     reloading.crash("courier")
     reloading.wait_for_log("child_crashed")
-    after = reloading.log.partition(" listening ")[2].splitlines()[1:]
-    reloaded = [number for number, line in enumerate(after) if "reloading" in line][0]
-    for line in after[reloaded:]:
-        assert json.loads(line)["event"]
+    # The supervisor has logged in the old format before; it must change with the others.
+    assert json.loads(reloading.log.splitlines()[-1])["event"] == "child_crashed"
 
 
 @one_database
@@ -125,20 +123,26 @@ def test_reload_of_something_broken_changes_nothing_and_tells_why(config, terms,
     sound = config.read_text()
     pids = sorted(reloading.descendants())
     for broken, reasons in (
-        ('[server]\nname = "not a name"\nworkers = "many"\n', ["[server] name:", "[server] workers:"]),
+        (
+            '[server]\nname = "not a name"\nthreads = "many"\n',
+            ["[server] name:", "[server] threads:"],
+        ),
         ("[server", ["is not TOML"]),
-        (f"{sound}[email]\nsmtp_host = 'localhost'\nsmtp_ca_file = 'missing.pem'\n", ["missing.pem"]),
+        (
+            f"{sound}[email]\nsmtp_host = 'localhost'\nsmtp_ca_file = 'missing.pem'\n",
+            ["missing.pem"],
+        ),
     ):
         config.write_text(broken)
         reloading.signal(signal.SIGHUP)
         for reason in reasons:
             reloading.wait_for_log(reason)
-        assert terms_name(reloading) == "first"
+        assert terms_names(reloading) == {"first"}
     config.write_text(sound)
     terms.write_text("docs: 7")
     reloading.signal(signal.SIGHUP)
     reloading.wait_for_log("terms.yaml: docs")
-    assert terms_name(reloading) == "first"
+    assert terms_names(reloading) == {"first"}
     assert reloading.log.count("reload_refused") == 5
     assert " reloading" not in reloading.log
     assert sorted(reloading.descendants()) == pids
@@ -154,5 +158,7 @@ def test_reload_while_the_database_is_away_is_refused(reloading, postgres):
     assert sorted(reloading.descendants()) == pids
 
 
-def terms_name(server: RunningServer) -> str:
-    return server.get("/terms").json()["policies"]["tos"]["en"]["name"]
+def terms_names(server: RunningServer) -> set[str]:
+    """What several requests are told, so that every worker is likely to be asked."""
+    answers = [server.get("/terms").json() for _ in range(8)]
+    return {answer["policies"]["tos"]["en"]["name"] for answer in answers}

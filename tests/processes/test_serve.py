@@ -111,7 +111,9 @@ def test_serve_restarts_what_crashed_and_answers_meanwhile(make_running):
         crashed = server.crash(name)
         # Whoever connects now waits for the next worker, and is not refused.
         assert server.get("/ready").status == 200
-        wait_until(lambda name=name, crashed=crashed: server.find_process(name) not in (None, crashed))
+        wait_until(
+            lambda name=name, crashed=crashed: server.find_process(name) not in (None, crashed)
+        )
     assert server.get("/ready").status == 200
     assert server.stop() == 0
 

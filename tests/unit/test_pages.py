@@ -13,7 +13,7 @@ from identity.messaging.brands import Brands
 from identity.messaging.pages import render_page
 
 BRANDS = Brands(None, "default")
-PAGES = ("confirm", "verified", "failed", "error")
+PAGES = ("confirm", "verified", "failed", "refuse", "refused", "error")
 SECRETS = {"sid": "S1DS1D", "client_secret": "S3CRET", "token": "T0KENT0KEN"}
 ASKED = {
     "address": "alice@example.org",
@@ -96,18 +96,36 @@ def test_confirm_page_says_when_nobody_is_named():
 
 def test_pages_show_the_a_label_of_a_look_alike_domain():
     """Threat 22."""
-    for name in ("confirm", "verified"):
+    for name in ("confirm", "verified", "refuse", "refused"):
         html = render(name, address="bob@аpple.com").html
         assert "bob@xn--pple-43d.com" in html
         assert "аpple" not in html
 
 
 @pytest.mark.requirement("MAIL-09")
-@pytest.mark.parametrize("name", ["verified", "failed", "error"])
+@pytest.mark.parametrize("name", ["verified", "failed", "refused", "error"])
 def test_result_page_shows_no_secret(name):
     html = render(name, **SECRETS).html
     assert not any(secret in html for secret in SECRETS.values())
     assert '<meta name="referrer" content="no-referrer">' in html
+
+
+def test_refuse_page_says_what_its_button_does_and_posts_the_hidden_token():
+    """A program that opens every link of a mail refuses nothing: only the button does."""
+    document = Document(render("refuse", action="/refuse", **SECRETS).html)
+    assert "alice@example.org" in document.text
+    assert any("this server sends no more invitations" in text for text in document.text)
+    assert document.all("form") == [{"method": "post", "action": "/refuse"}]
+    assert document.all("input") == [{"type": "hidden", "name": "token", "value": SECRETS["token"]}]
+    assert document.all("button") == [{"type": "submit"}]
+    assert Document(render("refuse").html).all("form") == [{"method": "post"}]
+
+
+def test_refuse_pages_can_do_without_the_address():
+    for name in ("refuse", "refused"):
+        document = Document(render(name, address="").html)
+        assert any("your e-mail address" in text for text in document.text)
+        assert document.all("bdi") == document.all("strong") == []
 
 
 @pytest.mark.requirement("MAIL-09")
