@@ -12,7 +12,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from identity.accounts import routes as accounts_routes
 from identity.associations import routes as associations_routes
+from identity.associations.unbinding import Unbinding
 from identity.errors import BodyTooLarge, IdentityError
+from identity.federation.requests import our_names
 from identity.invites import routes as invites_routes
 from identity.keys import routes as keys_routes
 from identity.legacy import routes as legacy_routes
@@ -55,6 +57,12 @@ def create_app(services: Services) -> Flask:
     authentication = Authentication(
         services.accounts, services.terms, config.server.trusted_proxies
     )
+    unbinding = Unbinding(
+        services.validation,
+        services.associations,
+        services.signed_requests,
+        our_names(config.server),
+    )
     pages = Pages(services.brands, str(config.server.name))
     for blueprint in (
         probes.blueprint(services.database, legacy=legacy.core),
@@ -72,6 +80,8 @@ def create_app(services: Services) -> Flask:
         ),
         validation_pages.blueprint(services.validation, authentication, pages),
         associations_routes.blueprint(services.validation, authentication),
+        unbinding.blueprint("unbind_v2", V2),
+        *([unbinding.blueprint("unbind_v1", V1)] if legacy.open else []),
         invites_routes.blueprint(services.invites, authentication, pages, config.server.public_url),
         legacy_routes.lasting(services.invites),
         *([legacy_routes.core(services.validation, authentication)] if legacy.core else []),

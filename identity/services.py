@@ -8,6 +8,8 @@ from identity.clock import Clock
 from identity.config import Config
 from identity.database import Database, sqlite_path
 from identity.federation.homeserver import HomeserverClient
+from identity.federation.keys import HomeserverKeys
+from identity.federation.requests import SignedRequests
 from identity.federation.resolver import Resolver, SystemResolver
 from identity.invites.service import Invites
 from identity.keys.service import SigningKeys
@@ -34,6 +36,7 @@ class Services:
     database: Database
     signing_keys: SigningKeys
     associations: Associations
+    signed_requests: SignedRequests
     accounts: Accounts
     terms: Terms
     validation: Validation
@@ -90,6 +93,7 @@ def assemble(
         database=database,
         signing_keys=signing_keys,
         associations=associations,
+        signed_requests=SignedRequests(HomeserverKeys(homeservers, clock)),
         accounts=Accounts(
             database, homeservers, limiter, clock, config.federation.allowed_homeservers
         ),

@@ -138,9 +138,11 @@ class Supervisor:
     def _ended(self, child: Child, exit_code: int) -> None:
         child.pid = 0
         now = time.monotonic()
-        if exit_code != 0:
+        # Told to stop, it may not yet have come to where it would do so in good order.
+        told = exit_code in (0, -signal.SIGTERM)
+        if not told:
             log.error("child_crashed", child=child.name, exit_code=exit_code)
-        at_once = exit_code == 0 or now - child.started_at >= _LIVED_SECONDS
+        at_once = told or now - child.started_at >= _LIVED_SECONDS
         child.restart_at = now if at_once else now + _RESTART_DELAY_SECONDS
 
     def _restart_due(self) -> None:

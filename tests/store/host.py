@@ -24,6 +24,18 @@ def user(name):
     return UserId.parse(f"@{name}:hs.test")
 
 
+def wait_until_blocked(host, count=1):
+    """Until so many connections wait for a lock."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'"
+    )
+    for _ in range(1_000):
+        if host.database.read(lambda tx: tx.execute(query).scalar_one()) >= count:
+            return
+    raise AssertionError("nothing waits")
+
+
 class Host:
     """`signing_keys`: in place of the real ones, for a test that must stop a bind half-way."""
 

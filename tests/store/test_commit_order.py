@@ -10,7 +10,7 @@ from functools import reduce
 
 import pytest
 import sqlalchemy as sa
-from host import email, user
+from host import email, user, wait_until_blocked
 
 from identity.associations.models import statements
 from identity.associations.store import allocate_ids
@@ -168,15 +168,3 @@ def test_statements_published_together_are_chained_in_their_order(host):
         host.database.keys.blind_index(threepid) for threepid in wanted
     ]
     assert_chain(host)
-
-
-def wait_until_blocked(host, count=1):
-    """Until so many connections wait for a lock."""
-    query = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND wait_event_type = 'Lock'"
-    )
-    for _ in range(1_000):
-        if host.database.read(lambda tx: tx.execute(query).scalar_one()) >= count:
-            return
-    raise AssertionError("nothing waits")
