@@ -15,6 +15,7 @@ from identity.associations import routes as associations_routes
 from identity.associations.unbinding import Unbinding
 from identity.errors import BodyTooLarge, IdentityError
 from identity.federation.requests import our_names
+from identity.invites import pages as invites_pages
 from identity.invites import routes as invites_routes
 from identity.keys import routes as keys_routes
 from identity.legacy import routes as legacy_routes

@@ -26,7 +26,7 @@ from identity.signing import ALGORITHM
 from identity.strict_json import encode_canonical
 
 MAX_CHARACTERS: Final = 8 * 1024
-MAX_SIGNATURES: Final = 8
+MAX_SIGNATURES: Final = 4
 
 _SCHEME: Final = "x-matrix"
 # Synapse's name for it in requests to identity servers comes first.

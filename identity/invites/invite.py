@@ -10,6 +10,7 @@ Rules:
 Source: Matrix Identity Service API, "Invitation storage"; MSC3288 for room types.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ MAX_ROOM_ID_BYTES: Final = 255
 MAX_TEXT_CHARACTERS: Final = 2_048
 SPACE: Final = "m.space"
 _TOKEN_BYTES: Final = 24
+_LINKED_CHARACTERS: Final = 60
+_MXC: Final = re.compile(r"mxc://[0-9A-Za-z.:\[\]-]{1,200}/[0-9A-Za-z_-]{1,50}", re.ASCII)
 # The names under which templates and mailed links find what was sent.
 TEXTS: Final = (
     "room_alias",
@@ -102,13 +105,15 @@ def web_client_link(
 ) -> str:
     """The link that Element Web and Element Android parse (INV-10)."""
     texts = request.texts
+    avatar = texts.get("room_avatar_url", "")
+    # The mail shows the link, so what others wrote must not make a letter of it.
     query = {
         "email": threepid.address,
         "signurl": sign_url,
-        "room_name": texts.get("room_name", ""),
-        "room_avatar_url": texts.get("room_avatar_url", ""),
-        "inviter_name": texts.get("sender_display_name", ""),
-        "room_type": texts.get("room_type", ""),
+        "room_name": texts.get("room_name", "")[:_LINKED_CHARACTERS],
+        "room_avatar_url": avatar if _MXC.fullmatch(avatar) else "",
+        "inviter_name": texts.get("sender_display_name", "")[:_LINKED_CHARACTERS],
+        "room_type": texts.get("room_type", "")[:_LINKED_CHARACTERS],
         # Guests were given out by servers long gone; clients still expect the names.
         "guest_access_token": "",
         "guest_user_id": "",

@@ -1,4 +1,4 @@
-"""`store-invite` and `sign-ed25519` on v2, one's own invitations, and the page to refuse mail.
+"""`store-invite` and `sign-ed25519` on v2, and one's own invitations.
 
 Source: Matrix Identity Service API, "Invitation storage" and "Ephemeral invitation signing".
 """
@@ -6,16 +6,13 @@ Source: Matrix Identity Service API, "Invitation storage" and "Ephemeral invitat
 from typing import Any, Final
 
 from flask import Blueprint, request
-from werkzeug.wrappers import Response
 
-from identity.errors import IdentityError, UnrecognizedMedium
+from identity.errors import UnrecognizedMedium
 from identity.invites.invite import InviteRequest, parse_room_id, texts_of
-from identity.invites.service import REFUSE_PATH, Invites, StoredInvite
+from identity.invites.service import Invites, StoredInvite
 from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
 from identity.web.authentication import Authentication
-from identity.web.errors import status_and_errcode
-from identity.web.pages import Pages
 from identity.web.parameters import Parameters, json_object
 
 V2: Final = "/_matrix/identity/v2"
@@ -35,13 +32,7 @@ class SignInvite(Parameters):
     private_key: str
 
 
-class RefuseMail(Parameters):
-    token: str
-
-
-def blueprint(
-    invites: Invites, authentication: Authentication, pages: Pages, public_url: str
-) -> Blueprint:
+def blueprint(invites: Invites, authentication: Authentication, public_url: str) -> Blueprint:
     routes = Blueprint("invites", __name__)
 
     @routes.post(f"{V2}/store-invite")
@@ -79,19 +70,6 @@ def blueprint(
     def revoke(token: str) -> dict[str, Any]:
         invites.revoke(token, authentication.require())
         return {}
-
-    @routes.get(REFUSE_PATH)
-    def show_refusal() -> Response:
-        return pages.render("refuse", token=RefuseMail.from_query().token)
-
-    @routes.post(REFUSE_PATH)
-    def refuse() -> Response:
-        try:
-            invites.refuse_mail(RefuseMail.from_json_or_form().token)
-        except IdentityError as error:
-            status, _ = status_and_errcode(error)
-            return pages.render("error", status=status, title="", message=str(error))
-        return pages.render("refused")
 
     return routes
 

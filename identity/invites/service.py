@@ -5,10 +5,12 @@ waits, then a second transaction makes it live, or deletes it. A prepared invita
 fulfilled; should its 3PID be bound in the meantime, the second transaction sees to it.
 """
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from unpaddedbase64 import decode_base64, encode_base64
 
@@ -184,17 +186,23 @@ class Invites:
 
         self._database.write(work)
 
-    def refuse_mail(self, token: str) -> None:
-        """Whoever has the mail of this invitation wants no other. Raises: InviteUnknown."""
-        token_hash, now_ms = self._hash(token), self._clock.now_ms()
+    def find_recipient(self, token: str, code: str) -> str:
+        """The address that the mail with this token and code went to. Raises: InviteUnknown."""
+        return self._database.read(lambda tx: self._get_mailed(tx, token, code)).address
 
-        def work(tx: Transaction) -> None:
-            invite = store.find_invite(tx, token_hash)
-            if invite is None:
-                raise InviteUnknown
+    def refuse_mail(self, token: str, code: str) -> str:
+        """Whoever has the mail of this invitation wants no other; returns their address.
+
+        The token alone shows nothing: everyone in the room can read it. Raises: InviteUnknown.
+        """
+        now_ms = self._clock.now_ms()
+
+        def work(tx: Transaction) -> str:
+            invite = self._get_mailed(tx, token, code)
             store.refuse_mail(tx, invite.threepid, now_ms)
+            return invite.address
 
-        self._database.write(work)
+        return self._database.write(work)
 
     def purge(self) -> int:
         """Delete what has expired, at most PURGE_ROWS; returns how many."""
@@ -244,7 +252,7 @@ class Invites:
                 request,
                 token=token,
                 link=web_client_link(web_client, request.threepid, signing, request),
-                refuse_link=f"{self._public_url}{REFUSE_PATH}?token={token}",
+                refuse_link=self._refuse_link(token),
             )
             self._sender.send(message, request.threepid.address)
         except EmailNotSent:
@@ -271,6 +279,22 @@ class Invites:
         if logged is not None:
             signed = logged.signed
             outbox.add(tx, invite.threepid, current.mxid, signed, invite.token_hash, now_ms)
+
+    def _refuse_link(self, token: str) -> str:
+        query = urlencode({"token": token, "code": self._refuse_code(token)})
+        return f"{self._public_url}{REFUSE_PATH}?{query}"
+
+    def _refuse_code(self, token: str) -> str:
+        """What only the mail has: 43 URL-safe characters."""
+        code = self._database.keys.keyed_hash("refuse mail", token)
+        return str(encode_base64(code, urlsafe=True))
+
+    def _get_mailed(self, tx: Transaction, token: str, code: str) -> Invite:
+        invite = store.find_invite(tx, self._hash(token))
+        expected = self._refuse_code(token)
+        if invite is None or not hmac.compare_digest(code.encode(), expected.encode()):
+            raise InviteUnknown
+        return invite
 
     def _choose_web_client(self, texts: Mapping[str, str]) -> str:
         wanted = texts.get("org.matrix.web_client_location", "").rstrip("/")

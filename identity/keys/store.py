@@ -11,12 +11,15 @@ from identity.keys.models import hosts, signing_keys, storage_keys
 def insert_signing_key(
     tx: sa.Connection, key_id: str, public_key: bytes, now_ms: int, *, active: bool
 ) -> None:
+    newest_ms = tx.execute(sa.select(sa.func.max(signing_keys.c.created_at_ms))).scalar()
+    # Later than all others, whatever the clock says: the newest one signs.
+    created_at_ms = now_ms if newest_ms is None else max(now_ms, newest_ms + 1)
     tx.execute(
         signing_keys.insert().values(
             key_id=key_id,
             public_key=public_key,
-            created_at_ms=now_ms,
-            active_at_ms=now_ms if active else None,
+            created_at_ms=created_at_ms,
+            active_at_ms=created_at_ms if active else None,
         )
     )
 
@@ -37,7 +40,7 @@ def find_active_key_id(tx: sa.Connection) -> str | None:
     query = (
         sa.select(signing_keys.c.key_id)
         .where(signing_keys.c.active_at_ms.is_not(None), signing_keys.c.revoked_at_ms.is_(None))
-        .order_by(signing_keys.c.active_at_ms.desc(), signing_keys.c.created_at_ms.desc())
+        .order_by(signing_keys.c.created_at_ms.desc())
         .limit(1)
     )
     return tx.execute(query).scalar()

@@ -9,7 +9,7 @@ and the variables that they take, all optional, are:
 - `failed`: `reason`, one of "wrong", "expired" and "attempts";
 - `refuse`: `address`, `token`, and `action` as for `confirm`;
 - `refused`: `address`;
-- `error`: `title` and `message`, both safe to show.
+- `error`: `title`, `message`, and `final` where trying again is no use, all safe to show.
 Each also takes `server_name`. No page but `confirm` and `refuse` is given a secret (MAIL-09).
 
 Source: security.md, threat 21; Content Security Policy level 3.

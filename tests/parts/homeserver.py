@@ -101,6 +101,7 @@ class FakeHomeserver:
         self.keys_valid_until_ms = 253_402_300_799_000  # the end of the year 9999
         self.answers: dict[str, Answer] = {}
         self.hold: threading.Event | None = None  # every answer waits until it is set
+        self.deaf: threading.Event | None = None  # no body is read until it is set
         self.sent_bytes = 0
         self.ca_file = ca_file()
         self._arrived = threading.Condition()
@@ -213,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         owner = self.server.owner
+        if owner.deaf is not None:
+            owner.deaf.wait(30)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         reply = owner.answer(Request(self.command, self.path, self.headers, body))
         if reply.raw is not None:

@@ -1,5 +1,6 @@
 """One process of a server, as far as the database goes: several of them share one database."""
 
+import time
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -24,16 +25,15 @@ def user(name):
     return UserId.parse(f"@{name}:hs.test")
 
 
-def wait_until_blocked(host, count=1):
-    """Until so many connections wait for a lock."""
+def wait_until_blocked(host):
+    """Until a connection to the database, which is PostgreSQL, waits for a lock."""
     query = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND wait_event_type = 'Lock'"
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    for _ in range(1_000):
-        if host.database.read(lambda tx: tx.execute(query).scalar_one()) >= count:
-            return
-    raise AssertionError("nothing waits")
+    deadline = time.monotonic() + 10
+    while not host.database.read(lambda tx: tx.execute(query).scalar_one()):
+        assert time.monotonic() < deadline, "nothing waits"
 
 
 class Host:

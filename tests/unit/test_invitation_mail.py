@@ -44,6 +44,8 @@ SYNAPSE = {
 HOSTILE = [
     "a\r\nBcc: eve@example.net",
     "=?utf-8?q?a=0d=0aBcc:=20eve=40example.net?=",
+    "=?utf8?q?=0aB:=20x?=",
+    "=?utf8?q?=41=42?=",
     "\r\n\r\n<h1>Your account is locked</h1>",
     '"><a href="https://evil.example/">click</a><img src=x>',
     "[click](https://evil.example/login)",

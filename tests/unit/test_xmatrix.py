@@ -125,6 +125,7 @@ def test_destination_may_be_absent():
         'X-Matrix origin="hs.test",sig="c2ln"',
         'X-Matrix origin="hs.test",key="ed25519:1"',
         'X-Matrix origin="hs.test",key="ed25519:1",sig=',
+        r'X-Matrix origin=h\s.test,key="ed25519:1",sig="c2ln"',
         'X-Matrix origin="hs.test",key="ed25519:1",sig="c2ln',
         'X-Matrix origin="hs.test",key="ed25519:1",sig="c2ln\\"',
         'X-Matrix origin="hs.test" key="ed25519:1" sig="c2ln"',
