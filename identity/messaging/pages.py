@@ -7,7 +7,7 @@ and the variables that they take, all optional, are:
   that the form posts to (the page's own when empty);
 - `verified`: `address`;
 - `failed`: `reason`, one of "wrong", "expired" and "attempts";
-- `refuse`: `address`, `token`, and `action` as for `confirm`;
+- `refuse`: `address`, `token`, `code`, and `action` as for `confirm`;
 - `refused`: `address`;
 - `error`: `title`, `message`, and `final` where trying again is no use, all safe to show.
 Each also takes `server_name`. No page but `confirm` and `refuse` is given a secret (MAIL-09).

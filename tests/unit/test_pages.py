@@ -112,11 +112,14 @@ def test_result_page_shows_no_secret(name):
 
 def test_refuse_page_says_what_its_button_does_and_posts_the_hidden_token():
     """A program that opens every link of a mail refuses nothing: only the button does."""
-    document = Document(render("refuse", action="/refuse", **SECRETS).html)
+    document = Document(render("refuse", action="/refuse", code="k0de", **SECRETS).html)
     assert "alice@example.org" in document.text
     assert any("this server sends no more invitations" in text for text in document.text)
     assert document.all("form") == [{"method": "post", "action": "/refuse"}]
-    assert document.all("input") == [{"type": "hidden", "name": "token", "value": SECRETS["token"]}]
+    assert document.all("input") == [
+        {"type": "hidden", "name": "token", "value": SECRETS["token"]},
+        {"type": "hidden", "name": "code", "value": "k0de"},
+    ]
     assert document.all("button") == [{"type": "submit"}]
     assert Document(render("refuse").html).all("form") == [{"method": "post"}]
 
