@@ -62,6 +62,8 @@ def create_app(services: Services) -> Flask:
         services.validation,
         services.associations,
         services.signed_requests,
+        services.limiter,
+        authentication,
         our_names(config.server),
     )
     pages = Pages(services.brands, str(config.server.name))

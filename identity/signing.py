@@ -77,7 +77,7 @@ def is_signed_by(value: dict[str, Any], server_name: str, keys: dict[str, bytes]
     except ValueError:
         return False
     return any(
-        _verify(message, signature, keys[key_id])
+        is_signature(message, signature, keys[key_id])
         for key_id, signature in ours.items()
         if key_id in keys and key_id.startswith(f"{ALGORITHM}:")
     )
@@ -108,7 +108,8 @@ def encode_public_key(key: bytes) -> str:
     return encode_base64(key)
 
 
-def _verify(message: bytes, signature: object, public_key: bytes) -> bool:
+def is_signature(message: bytes, signature: object, public_key: bytes) -> bool:
+    """Whether `signature`, base64 in any encoding, is that key's over `message`."""
     if not isinstance(signature, str):
         return False
     try:

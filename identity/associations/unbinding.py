@@ -24,10 +24,13 @@ from identity.errors import (
     UnrecognizedMedium,
 )
 from identity.federation.requests import SignedRequests, uri_candidates
+from identity.limits.service import Limiter
+from identity.limits.subjects import ip_subjects
 from identity.mxid import UserId
 from identity.threepid import ThreePid
 from identity.validation.service import Validation
 from identity.validation.session import parse_client_secret
+from identity.web.authentication import Authentication
 from identity.web.errors import error_response
 from identity.web.parameters import Parameters, json_object
 
@@ -61,11 +64,15 @@ class Unbinding:
         validation: Validation,
         associations: Associations,
         signed_requests: SignedRequests,
+        limiter: Limiter,
+        authentication: Authentication,
         our_names: tuple[str, ...],
     ) -> None:
         self._validation = validation
         self._associations = associations
         self._signed_requests = signed_requests
+        self._limiter = limiter
+        self._authentication = authentication
         self._our_names = our_names
 
     def blueprint(self, name: str, prefix: str) -> Blueprint:
@@ -91,11 +98,12 @@ class Unbinding:
         return routes
 
     def _check_homeserver(self, path: str, content: dict[str, Any], mxid: UserId) -> None:
-        """Raises: Unauthorized without a signature, Forbidden for another homeserver's or a bad
+        """Raises: Unauthorized without a signature, LimitExceeded, Forbidden for another homeserver's or a bad
         one, HomeserverUnreachable, HomeserversBusy."""
         headers = request.headers.getlist("Authorization")
         if not any(header.lower().startswith("x-matrix") for header in headers):
             raise Unauthorized("An unbind needs a validated session or a homeserver's signature")
+        self._limiter.spend(*ip_subjects("signed_request_ip", self._authentication.client_ip()))
         uris = uri_candidates(request.environ, path)
         origin = self._signed_requests.verify("POST", uris, headers, content, self._our_names)
         if str(origin) != str(mxid.server):

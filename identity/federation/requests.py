@@ -10,16 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import nacl.exceptions
-import nacl.signing
 import structlog
-from unpaddedbase64 import decode_base64
 
 from identity.config import Server
 from identity.errors import Forbidden, Unauthorized
 from identity.federation import xmatrix
 from identity.federation.keys import HomeserverKeys, Keys
 from identity.mxid import ServerName
+from identity.signing import is_signature
 from identity.strict_json import encode_canonical
 
 log = structlog.get_logger(__name__)
@@ -63,7 +61,7 @@ class SignedRequests:
         def is_signed_by(keys: Keys) -> bool:
             messages = xmatrix.signed_messages(method, uris, str(origin), destinations, body)
             return any(
-                _is_signature(message, signature, keys[key_id])
+                is_signature(message, signature, keys[key_id])
                 for message in messages
                 for key_id, signature in claimed.signatures
                 if key_id in keys
@@ -103,11 +101,3 @@ def uri_candidates(environ: Mapping[str, Any], path: str) -> tuple[str, ...]:
 def _is_ours(destination: str, our_names: Sequence[str]) -> bool:
     # Clients pass on what people typed, and DNS does not mind upper case.
     return destination.lower() in {name.lower() for name in our_names}
-
-
-def _is_signature(message: bytes, signature_b64: str, public_key: bytes) -> bool:
-    try:
-        nacl.signing.VerifyKey(public_key).verify(message, decode_base64(signature_b64))
-    except (ValueError, nacl.exceptions.CryptoError):
-        return False
-    return True

@@ -89,6 +89,14 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
             per="homeserver of the account",
             protects="tokens and codes from one who owns many accounts",
         ),
+        "signed_request_ip": Limit(
+            "3000/h",
+            per="IPv4 address or IPv6 /64",
+            protects="homeservers from being asked for their keys through us",
+        ),
+        "signed_request_ip_wide": Limit(
+            "9000/h", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
         "register_ip": Limit(
             "30/h", per="IPv4 address or IPv6 /64", protects="the table of accounts"
         ),

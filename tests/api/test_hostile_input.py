@@ -111,6 +111,7 @@ def server(make_server):
             "RATE_LIMITS__ENABLED": "false",
             "VALIDATION__MAX_WRONG_TOKENS": "100",
             "SERVER__TRUSTED_PROXIES": "1",
+            "LEGACY_API__OPEN": "true",
         }
     )
 
@@ -127,7 +128,9 @@ def usual(server):
         "mxid": alice.user_id,
         "threepid": {"medium": "email", "address": "a@example.com"},
         "medium": "email",
-        "address": "a@example.com",
+        "address": "new@example.com",
+        "room_id": "!room:hs.test",
+        "sender": alice.user_id,
         "email": "a@example.com",
         "send_attempt": 1,
         "algorithm": "sha256",

@@ -5,24 +5,34 @@ from parts.processes import RunningServer
 
 
 @pytest.fixture
-def make_running(request, tmp_path, database_kind):
-    """Makes servers, not yet started, on a new database that holds nothing."""
-    made = []
+def make_database(request, database_kind):
+    """Settings that name a new database, which holds nothing, not even tables."""
     urls = []
 
+    def make() -> dict[str, str]:
+        if database_kind == "sqlite":
+            return {}
+        urls.append(request.getfixturevalue("postgres").create(migrated=False))
+        return {"DATABASE__URL": urls[-1]}
+
+    yield make
+    for url in urls:
+        request.getfixturevalue("postgres").drop(url)
+
+
+@pytest.fixture
+def make_running(tmp_path, make_database):
+    """Makes servers, not yet started, on a new database."""
+    made = []
+
     def make(settings=None, config=None) -> RunningServer:
-        settings = dict(settings or {})
-        if database_kind == "postgresql" and "DATABASE__URL" not in settings:
-            urls.append(request.getfixturevalue("postgres").create(migrated=False))
-            settings["DATABASE__URL"] = urls[-1]
-        made.append(RunningServer(tmp_path / f"running{len(made)}", settings, config))
+        folder = tmp_path / f"running{len(made)}"
+        made.append(RunningServer(folder, {**make_database(), **(settings or {})}, config))
         return made[-1]
 
     yield make
     for server in made:
         server.close()
-    for url in urls:
-        request.getfixturevalue("postgres").drop(url)
 
 
 @pytest.fixture

@@ -12,17 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import urllib3
 from parts.processes import RunningServer, identity, kill, wait_until
 
 from identity.replication.chain import EMPTY_HEAD, leaf_of, next_head
 
-KILLS = int(os.environ.get("IDENTITY_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("IDENTITY_TEST_KILLS", "10"))
 KILL_EVERY_S = 0.7
 BINDERS = 5
 BIND_EVERY_S = 0.25
-ADDRESSES = 10
+ADDRESSES = 6
 
 
 @dataclass
@@ -73,17 +72,16 @@ def test_binds_that_were_acknowledged_survive_crashes_of_all_processes(make_runn
     server = make_running({"RATE_LIMITS__ENABLED": "false"})
     server.start()
     binders = [make_binder(server, number) for number in range(BINDERS)]
-    seed = random.randrange(2**32)
     over = threading.Event()
     with ThreadPoolExecutor() as threads:
         runs = [threads.submit(binder.run, server, over) for binder in binders]
         try:
-            kill_at_random(server, random.Random(seed))
+            kill_at_random(server, random.Random())
         finally:
             over.set()
         for run in runs:
             run.result()
-    assert server.get("/ready").status == 200, f"seed {seed}"
+    assert server.get("/ready").status == 200
     answers = sum((binder.answers for binder in binders), Counter())
     assert set(answers) <= {200, 503, "none"}, answers
     assert answers[200] > 5 * KILLS, answers
