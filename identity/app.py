@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from flask.json.provider import JSONProvider
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
@@ -15,6 +15,7 @@ from identity.associations import routes as associations_routes
 from identity.associations.unbinding import Unbinding
 from identity.errors import BodyTooLarge, IdentityError
 from identity.federation.requests import our_names
+from identity.internal import routes as internal_routes
 from identity.invites import pages as invites_pages
 from identity.invites import routes as invites_routes
 from identity.keys import routes as keys_routes
@@ -47,14 +48,9 @@ _CORS: Final = [
 
 
 def create_app(services: Services) -> Flask:
-    """One application over one set of services."""
+    """The public API."""
     config = services.config
     legacy = config.legacy_api
-    app = Flask("identity", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = config.server.request_body_limit
-    app.json = _Json(app)
-    # Else "//" is answered by a redirect to wherever the Host header says (GEN-17, GEN-22).
-    app.url_map.merge_slashes = False
     authentication = Authentication(
         services.accounts, services.terms, config.server.trusted_proxies
     )
@@ -67,7 +63,9 @@ def create_app(services: Services) -> Flask:
         our_names(config.server),
     )
     pages = Pages(services.brands, str(config.server.name))
-    for blueprint in (
+    return _application(
+        config.server.request_body_limit,
+        _CORS,
         probes.blueprint(services.database, legacy=legacy.core),
         accounts_routes.blueprint(services.accounts, authentication),
         terms_routes.blueprint(services.terms, authentication),
@@ -90,11 +88,29 @@ def create_app(services: Services) -> Flask:
         legacy_routes.lasting(services.invites),
         *([legacy_routes.core(services.validation, authentication)] if legacy.core else []),
         *([legacy_routes.open_to_all(services, authentication)] if legacy.open else []),
-    ):
+    )
+
+
+def create_internal_app(services: Services) -> Flask:
+    """The operator's API, without the headers that would open it to web pages."""
+    return _application(
+        services.config.server.request_body_limit,
+        [],
+        internal_routes.blueprint(services.associations),
+    )
+
+
+def _application(body_limit: int, headers: list[tuple[str, str]], *blueprints: Blueprint) -> Flask:
+    app = Flask("identity", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = body_limit
+    app.json = _Json(app)
+    # Else "//" is answered by a redirect to wherever the Host header says (GEN-17, GEN-22).
+    app.url_map.merge_slashes = False
+    for blueprint in blueprints:
         app.register_blueprint(blueprint)
     _answer_errors(app)
     _log_requests(app)
-    app.wsgi_app = _surround(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _surround(app.wsgi_app, headers)  # type: ignore[method-assign]
     return app
 
 
@@ -152,8 +168,8 @@ def _route() -> str:
     return request.url_rule.rule if request.url_rule else "unknown"
 
 
-def _surround(wsgi_app: Any) -> Any:
-    """What holds for every answer, whoever made it: CORS headers, and no redirect for a slash.
+def _surround(wsgi_app: Any, added: list[tuple[str, str]]) -> Any:
+    """What holds for every answer, whoever made it: the headers `added`, and no redirect for a slash.
 
     Every path may end in one and is answered directly: a redirect would break signed URIs and
     preflights (GEN-17).
@@ -165,7 +181,7 @@ def _surround(wsgi_app: Any) -> Any:
             environ["PATH_INFO"] = path[:-1]
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            return start_response(status, headers + _CORS, exc_info)
+            return start_response(status, headers + added, exc_info)
 
         return wsgi_app(environ, start)
 
