@@ -46,6 +46,12 @@ class _Command(click.Command):
             _fail("\n".join(str(fault) for fault in error.faults))
         except (SetupError, IdentityError) as error:
             _fail(str(error))
+        except BrokenPipeError:
+            # Whoever reads what we print has seen enough, which click knows how to deal with.
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror}")
 
 
 class _Group(click.Group):

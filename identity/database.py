@@ -13,6 +13,7 @@ Rules:
 
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -53,6 +54,7 @@ PURGE_ROWS: Final = 10_000
 _OPTIONS: Final = {"preserve_rowcount": True}
 _MAX_RUNS: Final = 8
 _BUSY_TIMEOUT_MS: Final = 5_000
+_WAL_PAUSE_SECONDS: Final = 0.01
 _CONNECT_TIMEOUT_SECONDS: Final = 3
 # Session settings of PostgreSQL, in milliseconds: nothing may wait for ever.
 _POSTGRES_TIMEOUTS: Final = {
@@ -229,13 +231,25 @@ def _configure_sqlite(engine: sa.Engine, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout={_BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            f"synchronous={synchronous}",
-            "foreign_keys=ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        _switch_to_wal(connection)
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Of a new database several processes may want it at once, and SQLite does not let them
+    wait for each other here, as it does elsewhere."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1_000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite.OperationalError as error:
+            if str(error) != "database is locked" or time.monotonic() > deadline:
+                raise
+            time.sleep(_WAL_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _connect_postgres(url: str) -> Any:
@@ -308,4 +322,4 @@ def _keys(dialect: sa.Dialect) -> StorageKeys:
 
 def sqlite_path(url: str) -> Path | None:
     """The file of a SQLite URL, or None for another database."""
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    return Path(sa.make_url(url).database or "") if url.startswith("sqlite:///") else None

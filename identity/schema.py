@@ -46,9 +46,7 @@ def find_revision(url: str) -> str | None:
         with engine.connect() as connection:
             revision = current(connection)
     except sa.exc.DBAPIError as error:
-        # libpq's first line says which host and why; it never repeats the password.
-        reason = str(error.orig).strip().splitlines()[0]
-        raise SetupError(f"The database cannot be opened: {reason}") from None
+        raise SetupError(f"The database cannot be opened: {_reason(error)}") from None
     finally:
         engine.dispose()
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
@@ -61,7 +59,10 @@ def find_revision(url: str) -> str | None:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database to `revision`; nothing happens where it is there already."""
+    """Bring the database to `revision`; nothing happens where it is there already.
+
+    Raises: SetupError, and then nothing has changed.
+    """
     _migrate(url, lambda config: command.upgrade(config, revision))
 
 
@@ -85,8 +86,15 @@ def _migrate(url: str, run: Callable[[Config], None]) -> None:
             config.attributes["connection"] = connection
             run(config)
             connection.commit()
+    except sa.exc.DBAPIError as error:
+        raise SetupError(f"The schema cannot be changed: {_reason(error)}") from error
     finally:
         engine.dispose()
+
+
+def _reason(error: sa.exc.DBAPIError) -> str:
+    """libpq's first line says which host and why; it never repeats the password."""
+    return str(error.orig).strip().splitlines()[0]
 
 
 def _config() -> Config:

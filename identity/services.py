@@ -1,6 +1,7 @@
 """Everything put together from one configuration: the only place that knows all parts."""
 
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from identity.accounts.service import Accounts
 from identity.associations.service import Associations
@@ -121,7 +122,7 @@ def _limit_storage(config: Config, database: Database) -> Storage:
     # Counting need not be as durable as binding, and must not wait for its writer.
     storage = SqlStorage(
         Database(
-            f"sqlite:///{path.with_name('limits.db')}",
+            f"sqlite:///{quote(str(path.with_name('limits.db')))}",
             database.keys,
             pool_size=config.database.pool_size,
             synchronous="NORMAL",

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response
 
 from identity.errors import IdentityError, InvalidParameter, InviteUnknown, MissingParameters
 from identity.invites.service import REFUSE_PATH, Invites
-from identity.web.errors import status_and_errcode
+from identity.web.errors import set_retry_after, status_and_errcode
 from identity.web.pages import Pages
 from identity.web.parameters import Parameters
 
@@ -37,6 +37,7 @@ def blueprint(invites: Invites, pages: Pages) -> Blueprint:
         status, _ = status_and_errcode(error)
         final = isinstance(error, InviteUnknown | InvalidParameter | MissingParameters)
         message = "This link is not that of an invitation that was mailed." if final else str(error)
-        return pages.render("error", status=status, title="", message=message, final=final)
+        page = pages.render("error", status=status, title="", message=message, final=final)
+        return set_retry_after(page, error)
 
     return routes

@@ -77,10 +77,11 @@ def blueprint(invites: Invites, authentication: Authentication, public_url: str)
 def invite_request(values: dict[str, Any]) -> InviteRequest:
     """Raises: MissingParameters, InvalidParameter, UnrecognizedMedium, InvalidEmail."""
     named = StoreInvite.parse(values)
-    if named.medium not in {*Medium}:
+    # Before the address is looked at: whatever it is, nobody is invited by another medium.
+    if named.medium != Medium.EMAIL:
         raise UnrecognizedMedium
     return InviteRequest(
-        threepid=ThreePid.parse(named.medium, named.address),
+        threepid=ThreePid.email(named.address),
         room_id=parse_room_id(named.room_id),
         sender=UserId.parse(named.sender),
         texts=texts_of(values),

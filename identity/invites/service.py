@@ -20,13 +20,11 @@ from identity.clock import HOUR_MS, Clock
 from identity.config import Config
 from identity.database import PURGE_ROWS, Database, Transaction
 from identity.errors import (
-    EmailNotSent,
     Forbidden,
     InvalidParameter,
     InviteUnknown,
     NotTheTokenOwner,
     ThreePidInUse,
-    UnrecognizedMedium,
 )
 from identity.invites import store
 from identity.invites.invite import (
@@ -48,7 +46,6 @@ from identity.messaging.sender import Sender
 from identity.mxid import UserId
 from identity.onbind import outbox
 from identity.signing import SEED_BYTES, SigningKey, encode_public_key, parse_public_key
-from identity.threepid import Medium
 
 _EPHEMERAL_KEY_ID: Final = "ed25519:0"
 # Where a mail's "do not mail me again" leads.
@@ -102,8 +99,8 @@ class Invites:
     def store(self, caller: Caller, request: InviteRequest) -> StoredInvite:
         """Keep an invitation and mail it.
 
-        Raises: NotTheTokenOwner, Forbidden, LimitExceeded, ThreePidInUse, UnrecognizedMedium,
-        EmailNotSent. Then nothing is kept.
+        Raises: NotTheTokenOwner, Forbidden, LimitExceeded, ThreePidInUse, EmailNotSent. Then
+        nothing is kept.
         """
         if caller.user_id is not None and caller.user_id != request.sender:
             raise NotTheTokenOwner
@@ -112,8 +109,6 @@ class Invites:
         # Whether an address is bound is an answer like that of a lookup, and paid for alike.
         self._pay_for_answer(caller, request)
         self._check_unbound(blind)
-        if request.threepid.medium is not Medium.EMAIL:
-            raise UnrecognizedMedium
         if self._database.read(lambda tx: store.is_mail_refused(tx, blind)):
             raise Forbidden("That address does not want any mail from this server")
         self._limiter.spend(
@@ -255,7 +250,8 @@ class Invites:
                 refuse_link=self._refuse_link(token),
             )
             self._sender.send(message, request.threepid.address)
-        except EmailNotSent:
+        except Exception:
+            # Whatever it was, a fault of ours too: the caller is told that nothing was sent.
             self._database.write(lambda tx: store.delete_invite(tx, invite.token_hash))
             raise
         self._database.write(lambda tx: self._make_live(tx, invite))

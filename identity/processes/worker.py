@@ -11,6 +11,7 @@ Source: security.md, decision 11 and threat 37.
 
 import errno
 import json
+import secrets
 import socket
 import time
 from contextlib import suppress
@@ -45,14 +46,16 @@ class Worker(ThreadWorker):
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request of the application."""
         del req, addr
+        request_id = secrets.token_hex(8)
         if isinstance(exc, ParseException):
             status, reason = _TOO_LONG.get(type(exc), (400, "Bad Request"))
-            log.info("request_malformed", reason=type(exc).__name__, status=status)
+            name = type(exc).__name__
+            log.info("request_malformed", request_id=request_id, reason=name, status=status)
         else:
             status, reason = 500, "Internal Server Error"
-            log.error("request_failed", exc_info=exc)
+            log.error("request_failed", request_id=request_id, exc_info=exc)
         with suppress(OSError):
-            client.sendall(_answer(status, reason))
+            client.sendall(_answer(status, reason, request_id))
 
 
 class ClientSocket(socket.socket):
@@ -91,7 +94,7 @@ def _gone() -> ConnectionResetError:
     return ConnectionResetError(errno.ECONNRESET, "The client is too slow")
 
 
-def _answer(status: int, reason: str) -> bytes:
+def _answer(status: int, reason: str, request_id: str) -> bytes:
     body = json.dumps({"errcode": "M_UNKNOWN", "error": reason}).encode()
     head = (
         f"HTTP/1.1 {status} {reason}",
@@ -99,5 +102,6 @@ def _answer(status: int, reason: str) -> bytes:
         "Content-Type: application/json",
         "Access-Control-Allow-Origin: *",
         f"Content-Length: {len(body)}",
+        f"X-Request-Id: {request_id}",
     )
     return "\r\n".join([*head, "", ""]).encode() + body

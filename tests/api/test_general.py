@@ -261,6 +261,15 @@ def test_preflight_of_every_path_is_answered_without_a_token(server):
             assert int(answer.headers["Access-Control-Max-Age"]) > 0
 
 
+@pytest.mark.requirement("GEN-11")
+def test_preflight_of_a_path_that_is_not_served_is_2xx_so_that_a_page_sees_the_404(server):
+    for path in ("/", "/nowhere", f"{V2}/nowhere", f"{V2}/lookup/nowhere", f"{V1}/lookup"):
+        answer = server.client.options(path, headers={"Origin": "https://app.test"})
+        assert answer.status_code in (200, 204), path
+        assert {name: answer.headers[name] for name in CORS} == CORS
+        assert is_refused(server.client.post(path, json={}), 404, "M_UNRECOGNIZED")
+
+
 @pytest.mark.requirement("GEN-14")
 def test_unhandled_fault_is_answered_by_a_fixed_error_without_its_cause(server, alice):
     def fail():

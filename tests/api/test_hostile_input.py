@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from parts.routes import routes_of
+from parts.server import V1
 from test_general import JSON_BODIES
 
 CANARY = "<b>canary</b> https://evil.test"
@@ -157,9 +158,11 @@ def check(route, answer, stimulus):
     shown = answer.get_data(as_text=True)
     context = (str(route), stimulus, answer.status, shown[:200])
     assert answer.status_code < 500, context
-    # A page may hold, in its form, what it was called with: as text.
-    is_form = route.is_page and answer.status_code == 200
-    assert ("<b>canary" if is_form else "canary") not in shown, context
+    # What was accepted may be shown to whom it concerns; on a page, as text.
+    if answer.status_code >= 400:
+        assert "canary" not in shown, context
+    elif route.is_page:
+        assert "<b>canary" not in shown, context
     assert "Traceback" not in shown, context
     assert answer.headers["Access-Control-Allow-Origin"] == "*", context
     if route.is_page and answer.mimetype == "text/html":
@@ -197,20 +200,29 @@ def test_hostile_value_of_any_parameter_in_json_is_no_fault_on_any_route(server,
 
 
 def test_hostile_value_of_any_parameter_in_query_and_form_is_no_fault_on_any_route(server, usual):
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
     for route in routes_of(server.app):
         token = server.account("@alice:hs.test").token
-        for name in (*route.names, "brand", "a[b]", "%00", "%ff", quote(CANARY)):
+        for name in (*route.names, "a[b]", "%00", quote(CANARY)):
             for value in ENCODED:
                 given = {key: quote(str(text)) for key, text in usual(route).items()}
                 encoded = "&".join(f"{key}={text}" for key, text in {**given, name: value}.items())
-                for arguments in (
-                    {"query_string": encoded},
-                    {"data": encoded, "headers": form},
-                    {"query_string": encoded, "json": usual(route)},
-                ):
-                    answer = route.send(server, token, **arguments)
-                    check(route, answer, (name, value[:50], *arguments))
+                if route.method == "POST":
+                    form = {"Content-Type": "application/x-www-form-urlencoded"}
+                    answer = route.send(server, token, data=encoded, headers=form)
+                    check(route, answer, ("form", name, value[:50]))
+                if route.method != "POST" or route.path.startswith(V1):
+                    answer = route.send(server, token, query_string=encoded)
+                    check(route, answer, ("query", name, value[:50]))
+
+
+def test_hostile_query_beside_a_good_body_is_no_fault_on_any_route(server, usual):
+    for route in routes_of(server.app):
+        token = server.account("@alice:hs.test").token
+        for name in ("brand", "%ff"):
+            for value in ENCODED:
+                query = f"{name}={value}&{name}={value}"
+                answer = route.send(server, token, query_string=query, json=usual(route))
+                check(route, answer, (name, value[:50]))
 
 
 def test_hostile_part_of_a_path_is_no_fault(server):

@@ -9,6 +9,7 @@ It has a profile of its own in `folder`, resolves no name but localhost, and tal
 its own accord.
 """
 
+import fcntl
 import itertools
 import json
 import os
@@ -73,8 +74,12 @@ class Browser:
             os.close(descriptor)
 
     def __enter__(self) -> Self:
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        try:
+            target = self._call("Target.createTarget", url="about:blank")["targetId"]
+            attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        except (LookupError, TimeoutError):
+            self.__exit__()
+            raise
         self._session = attached["sessionId"]
         return self
 
@@ -99,9 +104,11 @@ class Browser:
 
     def press(self, selector: str) -> None:
         """Press the mouse over the element, as a person does."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{element}.scrollIntoView()")
         box = self.evaluate(
             f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
-            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            f"({element}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call(
@@ -157,8 +164,6 @@ _COMPLETE = "document.readyState == 'complete'"
 
 def _out_of_the_way(descriptor: int) -> int:
     """The same pipe end under a number from 10 on, not inherited."""
-    import fcntl  # noqa: PLC0415 - only where there are pipes
-
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(descriptor)
     return moved

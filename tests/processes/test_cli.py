@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +18,7 @@ import click
 import pytest
 import structlog
 from click.testing import CliRunner, Result
-from parts.processes import away, identity, wait_until
+from parts.processes import IDENTITY, away, environment, identity, wait_until
 from signedjson.key import decode_verify_key_bytes
 from signedjson.sign import verify_signed_json
 from unpaddedbase64 import decode_base64
@@ -316,7 +317,7 @@ def test_wrong_configuration_is_told_by_every_command(commands, data, command):
     assert not data.exists()
 
 
-def break_nothing_but_the_port(data: Path) -> dict[str, str]:
+def ask_where_nobody_listens(data: Path) -> dict[str, str]:
     return {"DATABASE__URL": "postgresql://nobody@127.0.0.1:1/none"}
 
 
@@ -375,7 +376,7 @@ def keep_keys_nowhere(data: Path) -> dict[str, str]:
 
 
 BROKEN = {
-    break_nothing_but_the_port: "The database cannot be opened",
+    ask_where_nobody_listens: "The database cannot be opened",
     break_signing_keys: "signing.keys, line 1: not a key",
     break_storage_keys: "storage.keys cannot be read",
     lose_storage_keys: "storage.keys does not exist",
@@ -392,24 +393,48 @@ BROKEN = {
 
 @one_database
 @pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
-def test_damage_is_told_by_every_command_in_one_line(commands, data, tmp_path, damage):
+def test_damage_is_told_in_one_line(commands, data, damage):
     commands.prints("db", "upgrade")
     settings = damage(data) or {}
-    for command, arguments in OPENING.items():
-        reason = commands.refused(*command.split(), *arguments, **settings)
-        assert BROKEN[damage] in reason, command
+    for command in ("db upgrade", "keys show"):
+        reason = commands.refused(*command.split(), **settings)
+        assert BROKEN[damage] in reason
         assert "postgresql://" not in reason
-    served = identity("serve", folder=tmp_path, settings={**commands.settings, **settings})
-    assert served.returncode == 1
-    assert BROKEN[damage] in served.stderr.splitlines()[-1]
+
+
+@one_database
+def test_damage_is_told_by_every_command_in_one_line(commands, data, tmp_path):
+    commands.prints("db", "upgrade")
+    break_database(data)
+    for command, arguments in OPENING.items():
+        reason = commands.refused(*command.split(), *arguments)
+        assert reason == "The database cannot be opened: file is not a database", command
+    served = identity("serve", folder=tmp_path, settings=commands.settings)
+    assert (served.returncode, served.stdout) == (1, "")
+    assert served.stderr.splitlines()[-1].startswith("The database cannot be opened: ")
     assert "Traceback" not in served.stderr
+
+
+@one_database
+def test_disk_that_is_full_is_told_in_one_line(commands, data, tmp_path):
+    # As far as the process can tell: files may not grow beyond 32 KiB.
+    script = f'ulimit -f 64; exec "{IDENTITY}" db upgrade'
+    ended = subprocess.run(
+        ["sh", "-c", script],
+        env=environment(commands.settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "The schema cannot be changed: disk I/O error\n"
+    assert commands.prints("db", "upgrade") == schema.head()
 
 
 @one_database
 def test_older_schema_is_refused_by_all_but_upgrade(commands, data):
     commands.prints("db", "upgrade")
-    revision = older_revision()
-    schema.downgrade(f"sqlite:///{data / 'identity.db'}", revision)
+    schema.downgrade(f"sqlite:///{data / 'identity.db'}", "-1")
     for command in OPENING.keys() - {"db upgrade"}:
         reason = commands.refused(*command.split(), *OPENING[command])
         assert reason == "The database has an older schema; run: identity db upgrade"
