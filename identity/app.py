@@ -1,14 +1,12 @@
 """The WSGI application: routes, and what holds for every answer."""
 
-import random
-import time
 from typing import Any, Final
 
 import orjson
 import structlog
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, request
 from flask.json.provider import JSONProvider
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from identity.accounts import routes as accounts_routes
 from identity.associations import routes as associations_routes
@@ -29,6 +27,7 @@ from identity.web import probes
 from identity.web.authentication import Authentication
 from identity.web.errors import error_response, json_error
 from identity.web.pages import Pages
+from identity.web.surround import REQUEST_ID, route_of_request, surround
 
 log = structlog.get_logger(__name__)
 
@@ -109,8 +108,7 @@ def _application(body_limit: int, headers: list[tuple[str, str]], *blueprints: B
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     _answer_errors(app)
-    _log_requests(app)
-    app.wsgi_app = _surround(app.wsgi_app, headers)  # type: ignore[method-assign]
+    app.wsgi_app = surround(app.wsgi_app, headers)  # type: ignore[assignment]
     return app
 
 
@@ -125,6 +123,9 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
+        if request.method == "OPTIONS" and isinstance(error, NotFound):
+            # A browser asks this first, and lets a page see the 404 itself only after a 2xx.
+            return Response(status=204)
         status = error.code or 500
         errcode = "M_UNRECOGNIZED" if status in (404, 405) else "M_UNKNOWN"
         response = json_error(status, errcode, error.name)
@@ -134,58 +135,9 @@ def _answer_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def fault(error: Exception) -> Response:
-        log.error("request_failed", route=_route(), exc_info=error)
-        return json_error(500, "M_UNKNOWN", "Internal server error", request_id=g.request_id)
-
-
-def _log_requests(app: Flask) -> None:
-    @app.before_request
-    def begin() -> Response | None:
-        # Only to find a request in the log: it need not be unpredictable.
-        g.request_id = random.randbytes(8).hex()  # noqa: S311
-        g.began = time.perf_counter()
-        structlog.contextvars.bind_contextvars(request_id=g.request_id)
-        # No path of ours holds one, and not every database takes it for a character.
-        return json_error(404, "M_UNRECOGNIZED", "Not Found") if "\0" in request.path else None
-
-    @app.after_request
-    def finish(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.request_id
-        # What went well is told by metrics and by the proxy's log.
-        (log.debug if response.status_code < 400 else log.info)(
-            "request",
-            method=request.method,
-            # The rule, not the path or the query: those may hold tokens and addresses.
-            route=_route(),
-            status=response.status_code,
-            ms=round((time.perf_counter() - g.began) * 1000, 1),
-        )
-        structlog.contextvars.clear_contextvars()
-        return response
-
-
-def _route() -> str:
-    return request.url_rule.rule if request.url_rule else "unknown"
-
-
-def _surround(wsgi_app: Any, added: list[tuple[str, str]]) -> Any:
-    """What holds for every answer, whoever made it: the headers `added`, and no redirect for a slash.
-
-    Every path may end in one and is answered directly: a redirect would break signed URIs and
-    preflights (GEN-17).
-    """
-
-    def surrounded(environ: dict[str, Any], start_response: Any) -> Any:
-        path = environ.get("PATH_INFO", "")
-        if len(path) > 1 and path.endswith("/"):
-            environ["PATH_INFO"] = path[:-1]
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            return start_response(status, headers + added, exc_info)
-
-        return wsgi_app(environ, start)
-
-    return surrounded
+        log.error("request_failed", route=route_of_request(), exc_info=error)
+        request_id = request.environ[REQUEST_ID]
+        return json_error(500, "M_UNKNOWN", "Internal server error", request_id=request_id)
 
 
 class _Json(JSONProvider):

@@ -125,13 +125,6 @@ class Invites:
 
         Raises: InviteUnknown; InvalidParameter for a key that is not that invitation's.
         """
-        try:
-            seed = decode_base64(private_key.replace(" ", "+"))
-        except ValueError:
-            seed = b""
-        if len(seed) != SEED_BYTES:
-            raise InvalidParameter("private_key is not valid")
-        key = SigningKey.from_seed(_EPHEMERAL_KEY_ID, seed)
         token_hash = self._hash(token)
 
         def find(tx: Transaction) -> tuple[Invite | None, bytes | None]:
@@ -140,6 +133,13 @@ class Invites:
         invite, public_key = self._database.read(find)
         if invite is None or invite.revoked_at_ms is not None:
             raise InviteUnknown
+        try:
+            seed = decode_base64(private_key.replace(" ", "+"))
+        except ValueError:
+            seed = b""
+        if len(seed) != SEED_BYTES:
+            raise InvalidParameter("private_key is not valid")
+        key = SigningKey.from_seed(_EPHEMERAL_KEY_ID, seed)
         if public_key != key.public_key:
             raise InvalidParameter("private_key does not belong to that token")
         return key.sign(

@@ -75,18 +75,32 @@ class ClientSocket(socket.socket):
         now = time.monotonic()
         if self._ends_at is None:
             self._ends_at = now + ARRIVAL_SECONDS
-        self.settimeout(max(0.0, self._ends_at - now))
+        left = self._ends_at - now
+        if left > 0:
+            # It has usually come already, and setting a time-out costs more than reading.
+            with suppress(BlockingIOError):
+                return super().recv(size, flags | socket.MSG_DONTWAIT)
+        self.settimeout(max(0.0, left))
         try:
             return super().recv(size, flags)
         except (TimeoutError, BlockingIOError):
             raise _gone() from None
+        finally:
+            self.settimeout(None)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
+        sent = 0
+        with suppress(BlockingIOError):
+            sent = super().send(data, flags | socket.MSG_DONTWAIT)
+        if sent == len(data):
+            return
         self.settimeout(DEPARTURE_SECONDS)
         try:
-            super().sendall(data, flags)
+            super().sendall(memoryview(data)[sent:], flags)
         except TimeoutError:
             raise _gone() from None
+        finally:
+            self.settimeout(None)
 
 
 def _gone() -> ConnectionResetError:

@@ -11,7 +11,7 @@ from flask import request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
-from werkzeug.exceptions import ClientDisconnected
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from identity import strict_json
 from identity.errors import (
@@ -26,7 +26,6 @@ from identity.errors import (
 
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_FIELDS: Final = 100
-_CHUNK_BYTES: Final = 65_536
 
 
 class Parameters(BaseModel):
@@ -98,24 +97,19 @@ def read_body() -> bytes:
 
     How long it may take is up to whoever holds the connection.
     """
-    limit = request.max_content_length or 0
-    if request.content_length is not None and request.content_length > limit:
-        raise BodyTooLarge
-    chunks: list[bytes] = []
-    size = 0
     try:
-        # Werkzeug ends the stream, with an error, where the limit of the body is reached.
-        while chunk := request.stream.read(_CHUNK_BYTES):
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge
-            chunks.append(chunk)
+        body = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise BodyTooLarge from None
     except ClientDisconnected:
         # Or it has gone, and reads no answer at all.
         raise BodyTooSlow from None
     except ParseException:
         raise NotJson("The chunks of the body are malformed") from None
-    return b"".join(chunks)
+    # Of a body whose length nobody announced, no more than the limit is read.
+    if request.content_length is None and len(body) >= (request.max_content_length or 0):
+        raise BodyTooLarge
+    return body
 
 
 def _form() -> dict[str, Any]:

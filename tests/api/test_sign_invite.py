@@ -14,8 +14,6 @@ from parts.invitations import (
 from parts.server import V1, V2
 from parts.validation import UNLIMITED, refused, sqlite_only
 from parts.vectors import load
-from signedjson.key import decode_verify_key_bytes
-from signedjson.sign import verify_signed_json
 from unpaddedbase64 import decode_base64, encode_base64
 
 from identity.signing import SigningKey
@@ -198,27 +196,3 @@ def test_revoked_invitation_is_unknown_and_its_key_not_valid(server, alice, bob,
     long_term, ephemeral = answer["public_keys"]
     assert is_valid(server, long_term)
     assert not is_valid(server, ephemeral)
-
-
-@pytest.mark.requirement("AMB-30")
-def test_delivered_invitation_is_still_signed_and_its_key_valid(server, bob, clock, invited):
-    """A link that is clicked late, after the address was bound, still works."""
-    answer, mail = invited
-    assert bob.bind("bob@example.com").status_code == 200
-    (row,) = server.rows("invites")
-    (delivery,) = server.rows("deliveries")
-    server.services.notifications._end(
-        server.services.notifications.undelivered()[0], "delivered", None
-    )
-    (row,) = server.rows("invites")
-    assert row["delivered_at_ms"] == clock.now_ms()
-    assert delivery["invite"] == row["token_hash"]
-    clock.advance(hours=30 * 24)
-    server.services.invites.purge()
-    signed = server.account(BOB).post("/sign-ed25519", json=values(mail))
-    assert signed.status_code == 200
-    verify_key = decode_verify_key_bytes(
-        "ed25519:0", decode_base64(answer["public_keys"][1]["public_key"])
-    )
-    verify_signed_json(signed.json, "localhost", verify_key)
-    assert is_valid(server, answer["public_keys"][1])

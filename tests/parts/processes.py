@@ -10,6 +10,7 @@ A setting is `{"SECTION__KEY": "value"}`; a name without a section is a variable
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -42,8 +43,11 @@ def wait_until(happened: Callable[[], Any], timeout_s: float = PATIENCE_S) -> An
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    """One that nobody listens on, and that the kernel gives to no client in the meantime."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:

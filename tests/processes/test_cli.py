@@ -432,6 +432,15 @@ def test_disk_that_is_full_is_told_in_one_line(commands, data, tmp_path):
 
 
 @one_database
+def test_current_folder_that_is_gone_is_told_in_one_line(commands, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert commands.refused("keys", "show") == "No such file or directory"
+
+
+@one_database
 def test_older_schema_is_refused_by_all_but_upgrade(commands, data):
     commands.prints("db", "upgrade")
     schema.downgrade(f"sqlite:///{data / 'identity.db'}", "-1")

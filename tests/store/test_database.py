@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from identity.database import Conflict, Database, check_sqlite_version
+from identity.database import Conflict, Database, check_sqlite_version, sqlite
 from identity.errors import SetupError, StorageUnavailable
 from identity.keys.keyfile import generate_storage_keys
 
@@ -341,3 +341,22 @@ def test_sqlite_library_with_the_wal_race_is_refused(version, fit):
         check_sqlite_version(version)
     assert version in str(caught.value)
     assert "3.51.3" in str(caught.value)
+
+
+def test_new_database_that_others_write_to_is_waited_for(tmp_path):
+    """SQLite itself does not wait where it is to switch to the write-ahead log."""
+    path = tmp_path / "new.db"
+    other = sqlite.connect(path, isolation_level=None)
+    other.execute("CREATE TABLE theirs (value)")
+    other.execute("BEGIN IMMEDIATE")
+    database = Database(f"sqlite:///{path}", generate_storage_keys())
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(
+            database.read, lambda tx: tx.exec_driver_sql("PRAGMA journal_mode").scalar()
+        )
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.1)
+        other.execute("COMMIT")
+        assert opening.result() == "wal"
+    other.close()
+    database.close()

@@ -43,12 +43,15 @@ MAX_ATTEMPTS = 5
 KEPT = timedelta(hours=12)
 
 ALICE, BOB = UserId.parse("@alice:hs.test"), UserId.parse("@bob:hs.test")
-CALLERS = st.sampled_from([ALICE, BOB, None])
+OWNER = object()  # whoever the session belongs to
+OWNERS = st.sampled_from([ALICE, BOB, None])
+CALLERS = st.sampled_from([OWNER, OWNER, OWNER, ALICE, BOB, None])
 MXIDS = st.sampled_from([ALICE, BOB])
 TWO = st.integers(0, 1)
 ANY = st.integers(0, 1_000)
+LATEST = st.integers(0, 2)
 WAITS_MS = st.sampled_from(
-    [1, SENDING_MS, SENDING_MS + 1, 5 * HOUR_MS, LIFETIME_MS - 1, LIFETIME_MS, LIFETIME_MS + 1]
+    [1, SENDING_MS, SENDING_MS + 1, 5 * HOUR_MS, 5 * HOUR_MS, LIFETIME_MS, LIFETIME_MS + 1]
 )
 
 
@@ -98,7 +101,7 @@ class Sessions(RuleBasedStateMachine):
     # --- requests ---
 
     @rule(
-        owner=CALLERS,
+        owner=OWNERS,
         address=TWO,
         secret=TWO,
         attempt=st.integers(0, 4),
@@ -106,6 +109,14 @@ class Sessions(RuleBasedStateMachine):
     )
     def request(self, owner, address, secret, attempt, fate):
         scope = (owner, self.addresses[address], f"secret{secret}")
+        self.ask(scope, attempt, fate)
+
+    @precondition(lambda self: self.sessions)
+    @rule(which=LATEST, attempt=st.integers(0, 9))
+    def request_again(self, which, attempt):
+        self.ask(self.pick(which).scope, attempt, "sent")
+
+    def ask(self, scope, attempt, fate):
         known = self.newest.get(scope)
         answered = known is not None and self.is_live(known) and attempt <= self.highest(known)
         before = len(self.server.sender.mails)
@@ -156,11 +167,22 @@ class Sessions(RuleBasedStateMachine):
     # --- what a session is good for ---
 
     @precondition(lambda self: self.sessions)
-    @rule(which=ANY, caller=CALLERS, token=ANY, own=st.booleans())
-    def submit(self, which, caller, token, own):
+    @rule(which=LATEST, caller=CALLERS, token=ANY)
+    def submit_own(self, which, caller, token):
         known = self.pick(which)
-        tokens = sorted(known.tokens) if own and known.tokens else self.tokens
-        text = tokens[token % len(tokens)]
+        if known.tokens:
+            tokens = sorted(known.tokens)
+            self.submit(known, self.caller(known, caller), tokens[token % len(tokens)])
+
+    @precondition(lambda self: self.sessions)
+    @rule(which=LATEST, caller=CALLERS, token=ANY, times=st.integers(1, MAX_ATTEMPTS + 1))
+    def submit_any(self, which, caller, token, times):
+        known = self.pick(which)
+        for _ in range(times):
+            text = self.tokens[token % len(self.tokens)]
+            self.submit(known, self.caller(known, caller), text)
+
+    def submit(self, known, caller, text):
         error = self.refusal(known, caller)
         if error is None and known.attempts >= MAX_ATTEMPTS:
             error = WrongValidationToken
@@ -174,9 +196,10 @@ class Sessions(RuleBasedStateMachine):
         self.expect(error, lambda: self.validation.submit_token(*arguments))
 
     @precondition(lambda self: self.sessions)
-    @rule(which=ANY, caller=CALLERS)
+    @rule(which=LATEST, caller=CALLERS)
     def get_validated(self, which, caller):
         known = self.pick(which)
+        caller = self.caller(known, caller)
         _, threepid, secret = known.scope
         found = self.expect(
             self.refusal(known, caller) or self.unproved(known),
@@ -185,9 +208,10 @@ class Sessions(RuleBasedStateMachine):
         assert found in (None, (threepid, known.validated_at_ms))
 
     @precondition(lambda self: self.sessions)
-    @rule(which=ANY, caller=CALLERS, mxid=MXIDS)
+    @rule(which=LATEST, caller=CALLERS, mxid=MXIDS)
     def bind(self, which, caller, mxid):
         known = self.pick(which)
+        caller = self.caller(known, caller)
         _, threepid, secret = known.scope
         if caller not in (None, mxid):
             error = NotTheTokenOwner
@@ -201,7 +225,7 @@ class Sessions(RuleBasedStateMachine):
             self.bound[threepid] = str(mxid)
 
     @precondition(lambda self: self.sessions)
-    @rule(which=ANY, address=TWO, mxid=MXIDS)
+    @rule(which=LATEST, address=TWO, mxid=MXIDS)
     def unbind(self, which, address, mxid):
         known = self.pick(which)
         threepid = self.addresses[address]
@@ -214,7 +238,10 @@ class Sessions(RuleBasedStateMachine):
             del self.bound[threepid]
 
     def pick(self, which):
-        return self.sessions[which % len(self.sessions)]
+        return self.sessions[-1 - which % len(self.sessions)]
+
+    def caller(self, known, caller):
+        return known.owner if caller is OWNER else caller
 
     def refusal(self, known, caller, *, alive=True):
         if known.purged or (None not in (caller, known.owner) and caller != known.owner):
@@ -294,8 +321,8 @@ def test_sessions_in_any_order_of_events_agree_with_the_model(make_server):
     run_state_machine_as_test(
         lambda: Sessions(server),
         settings=settings(
-            max_examples=25,
-            stateful_step_count=40,
+            max_examples=40,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

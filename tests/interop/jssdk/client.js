@@ -10,7 +10,6 @@ import { AutoDiscovery, createClient, IdentityPrefix, MatrixError, Method, SERVI
 
 const STEP_TIMEOUT_MS = 30_000;
 const { identityUrl, homeserver } = await (await fetch("/settings.json")).json();
-const calls = [];
 
 function login(name) {
     return createClient({
@@ -20,7 +19,11 @@ function login(name) {
         accessToken: name,
         deviceId: name,
         fetchFn: (url, options) => {
-            calls.push({ path: new URL(url).pathname, url: String(url), ...options });
+            const { origin, pathname: path, searchParams } = new URL(url);
+            const { method, body } = options;
+            if (origin === new URL(identityUrl).origin) {
+                report.calls.push({ method, path, body, query: [...searchParams.keys()] });
+            }
             return fetch(url, options);
         },
     });
@@ -46,7 +49,7 @@ async function mailsTo(address) {
 }
 
 const linkIn = (mail) => new URL(mail.match(/https?:\/\/\S+/)[0]);
-const lastCallTo = (end) => calls.findLast(({ path }) => path.endsWith(end));
+const lastCallTo = (end) => report.calls.findLast(({ path }) => path.endsWith(end));
 
 function equal(actual, expected) {
     const [a, e] = [actual, expected].map((value) => JSON.stringify(value));
@@ -218,8 +221,8 @@ await step("joinRoom with the mailed inviteSignUrl gets a signature that lets in
     const room = await bob.joinRoom(ROOM, { inviteSignUrl: (await inviteSignUrl()).href });
     equal(room.roomId, ROOM);
     const signed = lastCallTo("/api/v1/sign-ed25519");
-    const names = [...new URL(signed.url).searchParams.keys()].sort();
-    equal([signed.method, signed.body, names], ["POST", undefined, ["mxid", "private_key", "token"]]);
+    equal([signed.method, signed.body], ["POST", undefined]);
+    equal(signed.query.sort(), ["mxid", "private_key", "token"]);
 });
 
 await step("unbind, and nobody finds it any more", async () => {
@@ -262,5 +265,4 @@ await step("logout ends the token", async () => {
     await refused(alice.getIdentityAccount(token), 401, "M_UNAUTHORIZED");
 });
 
-report.calls = calls.filter(({ url }) => url.startsWith(identityUrl)).map(({ method, path }) => `${method} ${path}`);
 report.finished = true;

@@ -1,32 +1,36 @@
-"""matrix-js-sdk in a real browser against `identity serve`, from another origin.
+"""Drives matrix-js-sdk in a real browser, from another origin than this server's: `make test-jssdk`.
 
-    python tests/interop/jssdk/run.py
+    .venv/bin/python tests/interop/jssdk/run.py
 
-Needs npm (the SDK and a bundler are installed beside this file, as package-lock.json pins them)
-and Chromium. Prints one line a step and the score; exit status 1 if a step failed.
+Needs Chromium and npm. The first run installs the SDK and a bundler beside this file, as
+package-lock.json pins them; after that only loopback is used. Exit status 0 if every step
+passed; else the logs are kept, and named.
 """
 
+import contextlib
+import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path.insert(1, str(HERE.parents[1]))  # as pytest does: for parts
 
-from parts.browser import Browser, find_chromium  # noqa: E402 - found by the line above
+from parts.browser import Browser, find_chromium  # noqa: E402 - the path comes first
 from parts.homeserver import FakeHomeserver  # noqa: E402
 from parts.processes import RunningServer  # noqa: E402
-from website import listening, requests_in, website  # noqa: E402
+from website import listening, website  # noqa: E402
 
 INSTALL_S = 300
 BUNDLE_S = 60
 RUN_S = 180
-TERMS = """
+LOOKUP = "/_matrix/identity/v2/lookup"
+TERMS = """\
 docs:
   terms: {version: "1", langs: {en: {name: Terms, url: "https://example.org/terms-1"}}}
   privacy: {version: "2", langs: {en: {name: Privacy, url: "https://example.org/privacy-2"}}}
@@ -40,26 +44,29 @@ class Score:
     def add(self, name: str, error: str | None) -> None:
         if error is None:
             self.passed += 1
+            print(f"ok    {name}", flush=True)
         else:
             self.failed += 1
-        print(f"ok    {name}" if error is None else f"FAIL  {name}: {error}", flush=True)
+            print(f"FAIL  {name}: {error}", flush=True)
 
 
-def main() -> None:
+def main() -> int:
+    # Ended from outside, it stops what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     chromium = find_chromium()
     if chromium is None:
         sys.exit("Chromium is not there: apt-get install chromium")
     if shutil.which("npm") is None:
         sys.exit("npm is not there: apt-get install npm")
     install()
+    folder = Path(tempfile.mkdtemp(prefix="test-jssdk-"))
     score = Score()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with contextlib.ExitStack() as running:
         bundle = folder / "client.js"
         make_bundle(bundle)
-        homeserver = stack.enter_context(FakeHomeserver())
-        server = running_server(folder, homeserver)
-        stack.callback(server.close)
+        homeserver = running.enter_context(FakeHomeserver())
+        server = server_for(folder, homeserver)
+        running.callback(server.close)
         server.start()
         site = website(
             bundle,
@@ -68,22 +75,30 @@ def main() -> None:
             homeserver,
             server.folder / "data" / "outbox",
         )
-        origin = stack.enter_context(listening(site))
-        browser = stack.enter_context(Browser(chromium, folder))
+        origin = running.enter_context(listening(site))
+        browser = running.enter_context(Browser(chromium, folder))
         browser.open(origin)
+        print(f"matrix-js-sdk {sdk_version()}, {browser.evaluate('navigator.userAgent')}")
         watch(browser, score)
-        calls = browser.evaluate("report.calls")
-        judge_preflights(requests_in(server.log), calls or [], score)
+        judge_preflights(requests_in(server.log), browser.evaluate("report.calls"), score)
+    if score.failed:
+        print(f"logs: {server.log_file} {folder / 'chromium.log'}")
+    else:
+        shutil.rmtree(folder)
     print(f"{score.passed} passed, {score.failed} failed")
-    sys.exit(1 if score.failed else 0)
+    return 1 if score.failed else 0
 
 
 def install() -> None:
     """As the lock says, unless that is done already."""
-    stamp = HERE / "node_modules" / ".package-lock.json"
-    lock = HERE / "package-lock.json"
-    if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
+    done, lock = HERE / "node_modules" / ".package-lock.json", HERE / "package-lock.json"
+    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run(["npm", "ci", "--silent"], cwd=HERE, check=True, timeout=INSTALL_S)
+
+
+def sdk_version() -> str:
+    package = HERE / "node_modules" / "matrix-js-sdk" / "package.json"
+    return json.loads(package.read_text())["version"]
 
 
 def make_bundle(path: Path) -> None:
@@ -92,12 +107,13 @@ def make_bundle(path: Path) -> None:
     subprocess.run([esbuild, "client.js", *options], cwd=HERE, check=True, timeout=BUNDLE_S)
 
 
-def running_server(folder: Path, homeserver: FakeHomeserver) -> RunningServer:
+def server_for(folder: Path, homeserver: FakeHomeserver) -> RunningServer:
     terms = folder / "terms.yaml"
     terms.write_text(TERMS)
     server = RunningServer(
-        folder / "server",
+        folder / "identity",
         {
+            "SERVER__NAME": "localhost",
             "TERMS__FILE": str(terms),
             "FEDERATION__CA_FILE": str(homeserver.ca_file),
             "FEDERATION__ALLOW_PRIVATE_ADDRESSES": "true",
@@ -106,7 +122,7 @@ def running_server(folder: Path, homeserver: FakeHomeserver) -> RunningServer:
             "LOGGING__FORMAT": "json",
         },
     )
-    server.settings["SERVER__NAME"] = "localhost"
+    # Another host than the site's, and another port.
     server.settings["SERVER__PUBLIC_URL"] = f"http://localhost:{server.port}"
     return server
 
@@ -116,30 +132,37 @@ def watch(browser: Browser, score: Score) -> None:
     deadline = time.monotonic() + RUN_S
     seen = 0
     while True:
-        report: dict[str, Any] = browser.evaluate("report")
+        report = browser.evaluate("report")
         for step in report["steps"][seen:]:
             score.add(step["name"], step.get("error"))
         seen = len(report["steps"])
         if report["finished"]:
             return
         if time.monotonic() > deadline:
-            score.add("the page comes to its end", f"not after {RUN_S} s")
+            score.add("the page comes to its end", f"not within {RUN_S} s")
             return
         time.sleep(0.1)
 
 
-def judge_preflights(requests: list[dict[str, Any]], calls: list[str], score: Score) -> None:
+def requests_in(log: str) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
+    return [line for line in lines if line.get("event") == "request"]
+
+
+def judge_preflights(
+    requests: list[dict[str, Any]], calls: list[dict[str, str]], score: Score
+) -> None:
+    """requests: what the server saw. calls: what the page made."""
     preflights = [request for request in requests if request["method"] == "OPTIONS"]
     refused = [request for request in preflights if not 200 <= request["status"] < 300]
     name = f"{len(preflights)} preflights for {len(calls)} calls, all answered 2xx"
-    score.add(name, f"refused: {refused}" if refused or not preflights else None)
+    score.add(name, None if preflights and not refused else f"but {refused}")
 
-    path = "/_matrix/identity/v2/lookup"
-    asked = sum(request["route"] == path for request in preflights)
-    called = calls.count(f"POST {path}")
-    name = f"a preflight is kept: {asked} for {called} lookups"
-    score.add(name, None if asked < called else "each call had its own")
+    asked = sum(request["route"] == LOOKUP for request in preflights)
+    called = sum(call["path"] == LOOKUP for call in calls)
+    name = f"the browser keeps the answer: {asked} preflight for {called} calls of lookup"
+    score.add(name, None if asked == 1 else "not just one")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ signature of such a key, and it is checked here as homeservers do.
 
 import email
 import email.policy
-import json
 import secrets
 import threading
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>A web client</title>
 <script>
-const report = { steps: [], finished: false };
+const report = { steps: [], calls: [], finished: false };
 addEventListener("error", (event) => {
   report.steps.push({ name: "the page loads", error: event.message });
   report.finished = true;
@@ -85,7 +84,9 @@ def website(
         user_id = f"@{request.headers['Authorization'].removeprefix('Bearer ')}:{name}"
         signed = request.json["third_party_signed"]
         keys = invite_keys.get(signed["token"], [])
-        if signed["mxid"] == user_id and any(is_signed_by(key, signed, server_name) for key in keys):
+        if signed["mxid"] == user_id and any(
+            is_signed_by(key, signed, server_name) for key in keys
+        ):
             return {"room_id": room}
         return {"errcode": "M_FORBIDDEN", "error": "This opens no invitation"}, 403
 
@@ -133,9 +134,3 @@ def listening(app: Flask) -> Iterator[str]:
         http.shutdown()
         thread.join()
         http.server_close()
-
-
-def requests_in(log: str) -> list[dict[str, Any]]:
-    """What a server that logs JSON at level debug says of each request."""
-    lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
-    return [line for line in lines if line.get("event") == "request"]

@@ -105,6 +105,8 @@ class User:
         self.user_id: str = made["user_id"]
         self._token: str = made["access_token"]
         self.identity_token: str | None = None
+        self._synced: str | None = None
+        self._invited: set[str] = set()
 
     # At the homeserver.
 
@@ -189,8 +191,14 @@ class User:
         return {event["state_key"]: event["content"] for event in events if event["type"] == kind}
 
     def is_invited(self, room: str) -> bool:
-        rooms = self.homeserver("GET", "/sync?timeout=0").get("rooms", {})
-        return room in rooms.get("invite", {})
+        """By what the homeserver tells clients; it waits a second for news."""
+        since = f"&since={quote(self._synced)}" if self._synced else ""
+        news = self.homeserver("GET", f"/sync?timeout=1000{since}")
+        self._synced = news["next_batch"]
+        rooms = news.get("rooms", {})
+        self._invited |= rooms.get("invite", {}).keys()
+        self._invited -= rooms.get("join", {}).keys() | rooms.get("leave", {}).keys()
+        return room in self._invited
 
     def join(self, room: str, third_party_signed: dict[str, Any] | None = None) -> None:
         body = {} if third_party_signed is None else {"third_party_signed": third_party_signed}

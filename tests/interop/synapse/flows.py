@@ -243,6 +243,12 @@ def an_invitation_is_accepted_by_the_link_in_the_mail(stage: Stage) -> None:
         url = f"{sign_url}&mxid={quote(frank.user_id, safe='')}"
         frank.join(room, stage.world.http.call("POST", url))
         expect(membership(host, room, frank), "join")
+    with stage.step("he binds the address afterwards, and stays"):
+        frank.register_at_identity_server()
+        frank.accept_terms()
+        frank.bind(frank.validate(address))
+        stage.wait_until_told(frank)
+        expect(membership(host, room, frank), "join")
 
 
 def synapse_is_down_and_the_identity_server_is_restarted(stage: Stage) -> None:

@@ -30,9 +30,8 @@ def install() -> str:
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS], check=True
-        )
+        pip = [python, "-m", "pip", "--quiet", "--quiet"]
+        subprocess.run([*pip, "install", "--requirement", REQUIREMENTS], check=True)
         # Written last, so that an interrupted install is done again.
         stamp.write_text(wanted)
     told = "from importlib.metadata import version; print(version('matrix-synapse'))"

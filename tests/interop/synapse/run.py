@@ -71,6 +71,7 @@ def set_up(folder: Path, running: contextlib.ExitStack) -> Stage:
         {
             "SERVER__NAME": name,
             "SERVER__PUBLIC_URL": f"https://{name}",
+            "EMAIL__FROM": "Identity <identity@example.org>",
             "EMAIL__SMTP_HOST": "localhost",
             "EMAIL__SMTP_PORT": str(mail.port),
             "EMAIL__SMTP_CA_FILE": str(ca_file()),

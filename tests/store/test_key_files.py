@@ -6,7 +6,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from openers import open_at_once
+from parts.openers import open_at_once
 
 from identity.config import load
 from identity.errors import KeyNotFound, SetupError
