@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check conformance format lint types lock clean
+.PHONY: run test check conformance test-jssdk test-synapse format lint types lock clean
 
 run: $(VENV)
 	$(BIN)/identity serve
@@ -16,6 +16,13 @@ check: lint types test
 # Makes docs/conformance.md: every behaviour is switched off once, and a test must notice.
 conformance: $(VENV)
 	$(BIN)/python tests/conformance/run.py
+
+# Against the real programs; each says what it needs if that is not there.
+test-jssdk: $(VENV)
+	$(BIN)/python tests/interop/jssdk/run.py
+
+test-synapse: $(VENV)
+	$(BIN)/python tests/interop/synapse/run.py
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .

@@ -43,6 +43,7 @@ _CORS: Final = [
         "Origin, X-Requested-With, Content-Type, Accept, Authorization",
     ),
     ("Access-Control-Max-Age", "86400"),
+    ("Access-Control-Expose-Headers", "Retry-After"),
 ]
 
 

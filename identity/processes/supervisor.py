@@ -27,7 +27,7 @@ from identity.config.values import Listen
 from identity.errors import IdentityError, SetupError
 from identity.processes.configuration import ConfigSource
 from identity.processes.courier import run_courier
-from identity.processes.web import load_app, run_web
+from identity.processes.web import INTERNAL, load_app, run_web
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +59,15 @@ class Supervisor:
         config = source.load()
         load_app(config)
         self._address = config.server.listen
-        self._listener = _listen(self._address)
+        self._listener = _listen("server", self._address)
+        self._internal_address = config.internal.listen
         self._children = [
             Child("web", self._run_web, reloads=True),
             Child("courier", self._run_courier, reloads=False),
         ]
+        if self._internal_address is not None:
+            self._internal_listener = _listen("internal", self._internal_address)
+            self._children.append(Child("internal", self._run_internal, reloads=True))
         self._exit_status: int | None = None
 
     def run(self) -> int:
@@ -84,6 +88,10 @@ class Supervisor:
 
     def _run_web(self) -> None:
         run_web(self._source, self._listener)
+
+    def _run_internal(self) -> None:
+        self._listener.close()
+        run_web(self._source, self._internal_listener, INTERNAL)
 
     def _run_courier(self) -> None:
         self._listener.close()
@@ -108,7 +116,7 @@ class Supervisor:
             config = self._source.read()
             load_app(config)
             moved = config.server.listen != self._address
-            listener = _listen(config.server.listen) if moved else self._listener
+            listener = _listen("server", config.server.listen) if moved else self._listener
         except ConfigError as error:
             for fault in error.faults:
                 log.warning("reload_refused", fault=str(fault))
@@ -118,6 +126,8 @@ class Supervisor:
             return
         logs.configure(config.logging.level, config.logging.format)
         log.info("reloading")
+        if config.internal.listen != self._internal_address:
+            log.warning("restart_needed", note="[internal] listen changes with the next start")
         if moved:
             self._listener.close()
             self._address, self._listener = config.server.listen, listener
@@ -176,7 +186,7 @@ class Supervisor:
                 os.waitpid(child.pid, 0)
 
 
-def _listen(address: Listen) -> socket:
+def _listen(section: str, address: Listen) -> socket:
     """A socket that takes connections. Raises: SetupError."""
     family = AF_INET6 if ":" in address.host else AF_INET
     try:
@@ -189,8 +199,10 @@ def _listen(address: Listen) -> socket:
     except OSError as error:
         # create_server() says again which address it was.
         reason = str(error.strerror).partition(" (while")[0]
-        raise SetupError(f"[server] listen: {address}: {reason}") from None
-    log.info("listening", address=str(Listen(address.host, listener.getsockname()[1])))
+        raise SetupError(f"[{section}] listen: {address}: {reason}") from None
+    log.info(
+        "listening", section=section, address=str(Listen(address.host, listener.getsockname()[1]))
+    )
     return listener
 
 

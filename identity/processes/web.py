@@ -7,6 +7,8 @@ new one before the old workers go.
 
 import logging
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from socket import socket
 from typing import Any, Final
 
@@ -14,13 +16,13 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from identity.app import create_app
+from identity.app import create_app, create_internal_app
 from identity.clock import SystemClock
 from identity.config import Config
 from identity.opening import open_database
 from identity.processes.configuration import ConfigSource
 from identity.processes.worker import Worker
-from identity.services import assemble
+from identity.services import Services, assemble
 
 _HEADER_FIELDS: Final = 50
 _KEEPALIVE_SECONDS: Final = 5
@@ -29,12 +31,24 @@ _WORKER_TIMEOUT_SECONDS: Final = 30
 _GRACE_SECONDS: Final = 30
 
 
-def load_app(config: Config) -> Flask:
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What one gunicorn serves, by how many workers."""
+
+    create: Callable[[Services], Flask]
+    workers: Callable[[Config], int]
+
+
+PUBLIC: Final = Site(create_app, lambda config: config.worker_count)
+INTERNAL: Final = Site(create_internal_app, lambda _config: 1)
+
+
+def load_app(config: Config, site: Site = PUBLIC) -> Flask:
     """Read everything that the configuration names. Raises: SetupError, StorageUnavailable."""
     clock = SystemClock()
     services = assemble(config, open_database(config, clock, migrate=False).database, clock)
     try:
-        return create_app(services)
+        return site.create(services)
     finally:
         # A connection may not be shared by two processes; what follows is a fork.
         services.close()
@@ -43,8 +57,9 @@ def load_app(config: Config) -> Flask:
 class WebServer(BaseApplication):
     """gunicorn, configured from our configuration alone. `listener` is its to keep."""
 
-    def __init__(self, source: ConfigSource, listener: socket) -> None:
+    def __init__(self, source: ConfigSource, listener: socket, site: Site) -> None:
         self._source = source
+        self._site = site
         self._listener_fd = listener.detach()
         super().__init__()
 
@@ -52,7 +67,7 @@ class WebServer(BaseApplication):
         config = self._source.load()
         settings: dict[str, Any] = {
             "bind": f"fd://{self._listener_fd}",
-            "workers": config.worker_count,
+            "workers": self._site.workers(config),
             "threads": config.server.threads,
             "worker_class": Worker,
             "preload_app": True,
@@ -75,7 +90,7 @@ class WebServer(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return load_app(self._source.load())
+        return load_app(self._source.load(), self._site)
 
     def reload(self) -> None:
         self.callable = None
@@ -93,7 +108,7 @@ class _Logger(Logger):
         self.error_log.setLevel(logging.WARNING)
 
 
-def run_web(source: ConfigSource, listener: socket) -> None:
+def run_web(source: ConfigSource, listener: socket, site: Site = PUBLIC) -> None:
     """Serve on a listening socket until SIGTERM; ends the process. SIGHUP waits until it can be
     obeyed, if it is blocked."""
-    WebServer(source, listener).run()
+    WebServer(source, listener, site).run()

@@ -260,6 +260,11 @@ await step("too many mails are 429 M_LIMIT_EXCEEDED, with the time to wait", asy
     equal((await mailsTo("busy@example.org")).length, 5);
 });
 
+await step("a lookup after the five seconds for which browsers keep a preflight by themselves", async () => {
+    await new Promise((resolve) => setTimeout(resolve, 6_000));
+    equal(await bob.lookupThreePid("email", ADDRESS, bobsToken), {});
+});
+
 await step("logout ends the token", async () => {
     equal(await call(Method.Post, "/account/logout", {}), {});
     await refused(alice.getIdentityAccount(token), 401, "M_UNAUTHORIZED");

@@ -155,13 +155,13 @@ def judge_preflights(
     """requests: what the server saw. calls: what the page made."""
     preflights = [request for request in requests if request["method"] == "OPTIONS"]
     refused = [request for request in preflights if not 200 <= request["status"] < 300]
-    name = f"{len(preflights)} preflights for {len(calls)} calls, all answered 2xx"
+    name = f"{len(preflights)} preflights for {len(calls)} calls of the SDK, all answered 2xx"
     score.add(name, None if preflights and not refused else f"but {refused}")
 
     asked = sum(request["route"] == LOOKUP for request in preflights)
     called = sum(call["path"] == LOOKUP for call in calls)
-    name = f"the browser keeps the answer: {asked} preflight for {called} calls of lookup"
-    score.add(name, None if asked == 1 else "not just one")
+    name = f"{asked} preflight for {called} calls of lookup"
+    score.add(name, None if asked == 1 else "one is enough")
 
 
 if __name__ == "__main__":
