@@ -36,7 +36,9 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--associations", type=int, default=100_000)
     parser.add_argument("--addresses", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
@@ -94,20 +96,21 @@ def compare(environ: dict[str, str], request: load.Request, arguments) -> None:
     body = request.data.partition(b"\r\n\r\n")[2]
     bare_request = load.Request.post("127.0.0.1", bare_port, "/", body)
     ready = f"http://127.0.0.1:{request.port}/ready"
-    rows = []
     with (
         running([str(BIN / "identity"), "serve"], environ, request.port) as identity,
         running(bare, {}, bare_port) as ceiling,
     ):
         urllib.request.urlopen(ready).close()
-        for _ in range(arguments.rounds + 1):
-            rows.append(
-                (measure(identity, request, arguments), measure(ceiling, bare_request, arguments))
-            )
+        rows = [
+            (measure(identity, request, arguments), measure(ceiling, bare_request, arguments))
+            for _ in range(arguments.rounds + 1)
+        ]
     report(rows[1:], arguments)  # The first round warms up.
 
 
-def measure(process: subprocess.Popen, request: load.Request, arguments) -> tuple[load.Result, float]:
+def measure(
+    process: subprocess.Popen, request: load.Request, arguments
+) -> tuple[load.Result, float]:
     before = cpu_seconds(process.pid)
     result = load.run(request, arguments.connections, arguments.seconds)
     return result, (cpu_seconds(process.pid) - before) / result.requests
@@ -116,7 +119,9 @@ def measure(process: subprocess.Popen, request: load.Request, arguments) -> tupl
 def report(rows, arguments) -> None:
     print(f"{arguments.associations} associations, {arguments.addresses} addresses a lookup")
     print(f"{WORKERS} worker, {THREADS} threads, {arguments.connections} connections")
-    print(f"{'':12}{'req/s':>8}{'p50 ms':>8}{'p99 ms':>8}{'CPU µs':>8}   each the median of {len(rows)}")
+    print(
+        f"{'':12}{'req/s':>8}{'p50 ms':>8}{'p99 ms':>8}{'CPU µs':>8}   each the median of {len(rows)}"
+    )
     for name, index in (("lookup", 0), ("bare Flask", 1)):
         results = [row[index] for row in rows]
         rate = statistics.median(result.rate for result, _ in results)
@@ -135,7 +140,7 @@ def report(rows, arguments) -> None:
 
 @contextmanager
 def running(command: list[str], environ: dict[str, str], port: int) -> Iterator[subprocess.Popen]:
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - it is gone with the process
     process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=log, stderr=log)
     try:
         for _ in range(200):

@@ -41,7 +41,9 @@ def seed(config: Config, associations: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--config", type=Path)
     parser.add_argument("--associations", type=int, required=True)
     arguments = parser.parse_args()

@@ -42,16 +42,22 @@ def switch_offs() -> list[SwitchOff]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("ids", nargs="*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    chosen = [off for off in switch_offs() if not arguments.ids or set(off.ids) & set(arguments.ids)]
+    chosen = [
+        off for off in switch_offs() if not arguments.ids or set(off.ids) & set(arguments.ids)
+    ]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(noticed, chosen))
     proven, unproven = set(), set()
     for off, outcome in zip(chosen, outcomes, strict=True):
-        print(f"{'ok  ' if outcome is None else 'FAIL'} {', '.join(off.ids)}: {outcome or 'noticed'}")
+        print(
+            f"{'ok  ' if outcome is None else 'FAIL'} {', '.join(off.ids)}: {outcome or 'noticed'}"
+        )
         (proven if outcome is None else unproven).update(off.ids)
     if not arguments.ids:
         PAGE.write_text(page(sorted(proven - unproven, key=sort_key)))
@@ -112,7 +118,8 @@ def sort_key(requirement: str) -> tuple[int, int]:
 
 
 GROUPS = (
-    "GEN VER PING AUTH TERMS KEY LOOK SESS MAIL TEL VAL BIND UNB SIGN INV ONB FED TPID LEG AMB".split()
+    *("GEN", "VER", "PING", "AUTH", "TERMS", "KEY", "LOOK", "SESS", "MAIL", "TEL", "VAL", "BIND"),
+    *("UNB", "SIGN", "INV", "ONB", "FED", "TPID", "LEG", "AMB"),
 )
 
 
