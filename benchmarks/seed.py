@@ -2,7 +2,8 @@
 
     benchmarks/seed.py --config FILE --associations N
 
-Goes through the real storage code: every statement is signed, sealed, chained and indexed.
+Goes through the real storage code: every statement is signed, sealed, chained and indexed. Only
+the homeservers are not told.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def seed(config: Config, associations: int) -> None:
                 for i in numbers
             }
             services.database.write(
-                lambda tx, wanted=wanted: services.associations.publish_all(tx, wanted),
+                lambda tx, wanted=wanted: services.associations.publish_all(tx, wanted, tell=False),
                 patient=True,
             )
     finally:

@@ -116,9 +116,12 @@ class Associations:
         return self.publish_all(tx, {threepid: mxid})[0]
 
     def publish_all(
-        self, tx: Transaction, wanted: Mapping[ThreePid, UserId | None]
+        self, tx: Transaction, wanted: Mapping[ThreePid, UserId | None], *, tell: bool = True
     ) -> list[dict[str, Any]]:
-        """The same for several 3PIDs, in one go; returns the signed JSON of each, in order."""
+        """The same for several 3PIDs, in one go; returns the signed JSON of each, in order.
+
+        `tell`: homeservers hear of it.
+        """
         keys, now_ms = self._database.keys, self._clock.now_ms()
         blinds = {threepid: keys.blind_index(threepid) for threepid in wanted}
         held = store.lock_current(tx, list(blinds.values()))
@@ -138,7 +141,7 @@ class Associations:
         for entry in logged:
             head = next_head(head, entry.origin_id, entry.leaf)
         store.set_head(tx, self._server_name, head)
-        self._apply(tx, logged, held, tell=True)
+        self._apply(tx, logged, held, tell=tell)
         return [signed for _, signed in made]
 
     def rebuild(self, progress: Callable[[int], None] = lambda _: None) -> int:
