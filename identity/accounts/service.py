@@ -54,6 +54,7 @@ class Accounts:
         server = ServerName.parse(matrix_server_name)
         if self._allowed and str(server).lower() not in self._allowed:
             raise HomeserverNotAllowed
+        self._homeservers.check_ready(server)
         self._limiter.spend(
             *ip_subjects("register_ip", ip),
             ("register_homeserver", server.host),

@@ -44,6 +44,8 @@ from identity.mxid import ServerName, UserId
 
 MAX_USERINFO_BYTES: Final = 5 * 1024
 MAX_KEYS_BYTES: Final = 50 * 1024
+# A notification is leased for 30 seconds, in which there may be two calls.
+MAX_ONBIND_S: Final = 10.0
 
 _ONBIND: Final = "/_matrix/federation/v1/3pid/onbind"
 
@@ -74,6 +76,17 @@ class HomeserverClient:
         self._discovery = Discovery(self._transport.get, resolver, clock, random or SystemRandom())
         self._breaker = Breaker(clock)
         self._free_places = threading.BoundedSemaphore(max(1, threads // 4))
+
+    def check_ready(self, server: ServerName) -> None:
+        """To be asked before anything is stored for a call: costs nothing.
+
+        Raises: HomeserverUnreachable, HomeserversBusy while `server` would not be called.
+        """
+        if self._breaker.is_open(str(server).lower()):
+            raise HomeserverUnreachable
+        if not self._free_places.acquire(blocking=False):
+            raise HomeserversBusy
+        self._free_places.release()
 
     def get_openid_subject(self, server_name: ServerName, openid_token: str) -> UserId:
         """The user to whom `server_name` gave this OpenID token.
@@ -110,7 +123,7 @@ class HomeserverClient:
     def send_onbind(self, server: ServerName, body: bytes, method: str) -> int:
         """Tell `server` of a binding: `body` is JSON, `method` POST or PUT. Returns the status.
 
-        Sent once at most: an error can mean that it arrived.
+        Sent once at most: an error can mean that it arrived. Takes MAX_ONBIND_S at most.
         Raises: HomeserverUnreachable, HomeserversBusy.
         """
         return self._call(
@@ -118,6 +131,7 @@ class HomeserverClient:
             lambda destination, deadline: self._transport.send(
                 method, destination, _ONBIND, body, deadline
             ),
+            min(self._timeout_s, MAX_ONBIND_S),
         ).status
 
     def _get(self, server: ServerName, target: str, max_body_bytes: int) -> Response:
@@ -127,9 +141,10 @@ class HomeserverClient:
             lambda destination, deadline: self._transport.get(
                 destination, target, max_body_bytes, deadline
             ),
+            self._timeout_s,
         )
 
-    def _call(self, server: ServerName, ask: Ask) -> Response:
+    def _call(self, server: ServerName, ask: Ask, timeout_s: float) -> Response:
         """Raises: HomeserverUnreachable, HomeserversBusy."""
         name = str(server).lower()
         if self._breaker.is_open(name):
@@ -137,7 +152,7 @@ class HomeserverClient:
         if not self._free_places.acquire(blocking=False):
             raise HomeserversBusy
         try:
-            response = self._try_each(server, ask)
+            response = self._try_each(server, ask, timeout_s)
         except CallError as error:
             self._breaker.record(name, timed_out=error.timed_out)
             log.info("homeserver_call_failed", server=name, reason=error.reason)
@@ -147,9 +162,9 @@ class HomeserverClient:
         self._breaker.record(name, timed_out=False)
         return response
 
-    def _try_each(self, server: ServerName, ask: Ask) -> Response:
+    def _try_each(self, server: ServerName, ask: Ask, timeout_s: float) -> Response:
         """The first answer. Raises: CallError, that of the last destination tried."""
-        deadline = Deadline.after(self._timeout_s)
+        deadline = Deadline.after(timeout_s)
         failure = ConnectError("service not offered")
         for destination in self._discovery.find(server, deadline):
             try:

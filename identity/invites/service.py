@@ -111,6 +111,7 @@ class Invites:
         self._check_unbound(blind)
         if self._database.read(lambda tx: store.is_mail_refused(tx, blind)):
             raise Forbidden("That address does not want any mail from this server")
+        self._sender.check_ready()
         self._limiter.spend(
             ("invite_sender", str(request.sender)),
             ("invite_recipient", request.threepid.address),
@@ -142,6 +143,8 @@ class Invites:
         key = SigningKey.from_seed(_EPHEMERAL_KEY_ID, seed)
         if public_key != key.public_key:
             raise InvalidParameter("private_key does not belong to that token")
+        if invite.signed_for != str(mxid):
+            self._database.write(lambda tx: store.set_signed_for(tx, token_hash, str(mxid)))
         return key.sign(
             {"mxid": str(mxid), "sender": invite.sender, "token": token}, self._server_name
         )
@@ -237,6 +240,7 @@ class Invites:
             expires_at_ms=now_ms + self._lifetime_ms,
             delivered_at_ms=None,
             revoked_at_ms=None,
+            signed_for=None,
         )
         self._database.write(lambda tx: store.prepare_invite(tx, invite, ephemeral.public_key))
         signing = sign_url(self._public_url, token, encode_base64(ephemeral.seed, urlsafe=True))

@@ -26,6 +26,9 @@ class FileOutbox:
         self._folder = folder
         self._clock = clock
 
+    def check_ready(self) -> None:
+        """A folder always is."""
+
     def send(self, message: EmailMessage, recipient: str) -> None:
         """Write the mail; `recipient` stands in its To header. Raises: EmailNotSent."""
         del recipient

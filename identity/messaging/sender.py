@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 class Sender(Protocol):
     """Sends mail while the caller waits; nothing is queued (decision 10)."""
 
+    def check_ready(self) -> None:
+        """To be asked before anything is stored for a mail: costs nothing, and spares the
+        database what would be sent nowhere. Raises: EmailNotSent while none can be sent.
+        """
+
     def send(self, message: EmailMessage, recipient: str) -> None:
         """Hand the mail over for one recipient, a canonical e-mail address.
 

@@ -55,6 +55,14 @@ class SmtpSender:
         self._slots = threading.BoundedSemaphore(max(1, config.server.threads // 4))
         self._breaker = Breaker(clock)
 
+    def check_ready(self) -> None:
+        """Raises: EmailNotSent."""
+        if self._breaker.is_open(self._config.smtp_host):
+            raise _not_sent("breaker_open")
+        if not self._slots.acquire(blocking=False):
+            raise _not_sent("busy")
+        self._slots.release()
+
     def send(self, message: EmailMessage, recipient: str) -> None:
         """Hand the mail over to the server. Raises: EmailNotSent."""
         address = envelope_address(recipient)

@@ -94,6 +94,7 @@ class Validation:
             ("email_domain", domain),
             ("email_global", ""),
         ]
+        self._sender.check_ready()
         self._limiter.spend(*permits)
         token = sessions.new_email_token()
         session, token_hash = self._database.write(

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from parts.routes import routes_of
 from parts.server import V2
+from parts.validation import sqlite_only
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
@@ -112,7 +113,7 @@ def test_database_that_is_down_is_said_so_on_every_route_and_heals_by_itself(
         unavailable = 0
         for route in routes_of(server.app):
             given = dict.fromkeys(route.names, "x")
-            answer = route.send(server, alice.token, query_string=given, json=given)
+            answer = route.send(alice.token, query_string=given, json=given)
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
             if route.path == "/ready":
                 assert (answer.status_code, answer.json["reasons"]) == (503, ["database"])
@@ -156,17 +157,29 @@ def test_database_that_takes_no_writes_still_answers_lookups(server, alice, cloc
     assert alice.post("/3pid/bind", json={**validated, "mxid": alice.user_id}).status_code == 200
 
 
-@pytest.mark.parametrize("database_kind", ["sqlite"])
+@sqlite_only
 def test_full_database_refuses_what_it_cannot_store_and_heals_by_itself(server, alice, outages):
     alice.bind("a@example.com")
     with outages.full():
         # The last pages have room for some.
         answers = [alice.request_token(f"{number}@example.com") for number in range(100)]
-        refused = [answer for answer in answers if answer.status_code != 200]
-        assert refused
-        for answer in refused:
+        turned_away = [answer for answer in answers if answer.status_code != 200]
+        assert turned_away
+        for answer in turned_away:
             assert is_unavailable(answer)
         assert server.found("a@example.com") == alice.user_id
     stored = {row["sid"] for row in server.rows("validation_sessions")}
     assert {answer.json["sid"] for answer in answers if answer.status_code == 200} <= stored
     assert server.account("@bob:hs.test").request_token("b@example.com").status_code == 200
+
+
+def test_mail_that_nobody_can_send_now_costs_no_transaction(server, alice):
+    """Those who wait for a mail server must not hold up the database for the others."""
+    server.sender.busy = True
+    answer = alice.request_token("carol@example.org")
+    assert (answer.status_code, answer.json["errcode"]) == (400, "M_EMAIL_SEND_ERROR")
+    server.sender.busy = False
+    assert server.rows("validation_sessions") == []
+    # And no permit: five mails an hour still go out.
+    sent = [alice.request_token("carol@example.org", f"s{n}").status_code for n in range(6)]
+    assert sent == [200] * 5 + [429]

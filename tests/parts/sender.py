@@ -10,8 +10,13 @@ class FakeSender:
     def __init__(self) -> None:
         self.mails: list[tuple[str, EmailMessage]] = []
         self.fails = False
+        self.busy = False  # refuses before anything is stored
         self.before_send = lambda: None
         self._lock = Lock()
+
+    def check_ready(self) -> None:
+        if self.busy:
+            raise EmailNotSent
 
     def send(self, message: EmailMessage, recipient: str) -> None:
         self.before_send()
