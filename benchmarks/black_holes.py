@@ -3,7 +3,7 @@
     benchmarks/black_holes.py [--rounds 5] [--seconds 4]
 
 Prints the p99 of lookups without and with them, in turns in one run, and their ratio. A client
-that is told to come back later does so after a tenth of a second.
+that is told to come back later does so after a second.
 """
 
 import argparse
@@ -151,7 +151,7 @@ class Crowd:
             with self._lock:
                 key = f"{path} {answer.status}"
                 self.answers[key] = self.answers.get(key, 0) + 1
-            self._over.wait(0.1)
+            self._over.wait(1)
 
 
 if __name__ == "__main__":
