@@ -1,8 +1,9 @@
 """`account/*`. Source: Matrix Identity Service API, "Authentication"."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from flask import Blueprint, Response, jsonify
+from pydantic import Field
 
 from identity.accounts.service import Accounts
 from identity.errors import UnknownAccessToken
@@ -14,7 +15,8 @@ from identity.web.parameters import Parameters
 class Register(Parameters):
     """Of the OpenID object only these two are needed; the others may be absent (AUTH-03)."""
 
-    access_token: str
+    # It goes into the URL of a call; those that homeservers give out are far shorter.
+    access_token: Annotated[str, Field(min_length=1, max_length=4_096)]
     matrix_server_name: str
 
 

@@ -27,6 +27,8 @@ from identity.errors import (
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_FIELDS: Final = 100
 
+_NO_NAMES: Final = frozenset({"int", "str"})
+
 
 class Parameters(BaseModel):
     """The parameters of one endpoint. Unknown ones are ignored (GEN-19)."""
@@ -138,5 +140,8 @@ def _fault(faults: list[ErrorDetails]) -> InvalidRequest:
     missing = [".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"]
     if missing:
         return MissingParameters(missing)
-    place = ".".join(str(part) for part in faults[0]["loc"] if not isinstance(part, int))
+    # Numbers of list items and names of types are of no use to whoever sent it.
+    place = ".".join(
+        part for part in faults[0]["loc"] if part not in _NO_NAMES and isinstance(part, str)
+    )
     return InvalidParameter(f"{place} is not valid")

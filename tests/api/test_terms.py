@@ -5,7 +5,8 @@ import json
 import pytest
 from parts.homeserver import FakeHomeserver
 from parts.server import V2
-from test_accounts import AUTHENTICATED, authenticated, bearer, is_refused
+from parts.validation import refused, sqlite_only
+from test_accounts import AUTHENTICATED, authenticated, bearer
 
 ON = "https://hs.test"
 TERMS = {
@@ -26,8 +27,6 @@ TERMS = {
 }
 TERMS_EN, TERMS_FR = f"{ON}/terms-2.0-en.html", f"{ON}/terms-2.0-fr.html"
 PRIVACY_EN, PRIVACY_FR = f"{ON}/privacy-1.2-en.html", f"{ON}/privacy-1.2-fr.html"
-
-on_one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
 
 @pytest.fixture
@@ -68,11 +67,11 @@ def accepted(server):
 
 
 def is_pending(account):
-    return is_refused(account.get("/hash_details"), 403, "M_TERMS_NOT_SIGNED")
+    return refused(account.get("/hash_details"), 403, "M_TERMS_NOT_SIGNED")
 
 
 @pytest.mark.requirement("TERMS-01")
-@on_one_database
+@sqlite_only
 def test_policies_are_told_to_anyone_by_language(server):
     for headers in ({}, bearer("garbage")):
         answer = server.client.get(f"{V2}/terms", headers=headers)
@@ -86,7 +85,7 @@ def test_policies_are_told_to_anyone_by_language(server):
 
 
 @pytest.mark.requirement("TERMS-01")
-@on_one_database
+@sqlite_only
 def test_server_without_policies_tells_none_and_asks_for_none(make_server):
     server = make_server()
     assert server.client.get(f"{V2}/terms").json == {"policies": {}}
@@ -106,12 +105,12 @@ def test_known_url_is_accepted_while_terms_are_pending(server, alice):
 
 
 @pytest.mark.requirement("TERMS-02")
-@on_one_database
+@sqlite_only
 def test_accepting_needs_a_token(server):
     body = {"user_accepts": [TERMS_EN]}
     for headers in ({}, bearer("garbage")):
         answer = server.client.post(f"{V2}/terms", json=body, headers=headers)
-        assert is_refused(answer, 401, "M_UNAUTHORIZED")
+        assert refused(answer, 401, "M_UNAUTHORIZED")
     assert accepted(server) == set()
 
 
@@ -126,7 +125,7 @@ def test_acceptances_of_several_calls_add_up(server, alice, bob):
 
 
 @pytest.mark.requirement("TERMS-05")
-@on_one_database
+@sqlite_only
 @pytest.mark.parametrize(
     ("urls", "is_enough"),
     [
@@ -142,7 +141,7 @@ def test_one_language_of_each_policy_counts_for_all(alice, urls, is_enough):
 
 
 @pytest.mark.requirement("TERMS-06", "AUTH-10", "AMB-24")
-@on_one_database
+@sqlite_only
 def test_pending_terms_close_every_endpoint_that_needs_a_token(server, alice):
     gated = [
         route for route in authenticated(server) if route[1] not in ("/terms", "/account/logout")
@@ -151,14 +150,14 @@ def test_pending_terms_close_every_endpoint_that_needs_a_token(server, alice):
     assert len(gated) >= len([route for route in AUTHENTICATED if "email" in route[1]]) + 5
     for method, path in gated:
         answer = alice.request(method, path, json={})
-        assert is_refused(answer, 403, "M_TERMS_NOT_SIGNED"), path
+        assert refused(answer, 403, "M_TERMS_NOT_SIGNED"), path
         # Who is nobody is told so first.
         for headers in ({}, bearer("x"), {"Authorization": "Basic x"}):
             answer = server.client.open(V2 + path, method=method, headers=headers)
-            assert is_refused(answer, 401, "M_UNAUTHORIZED"), path
+            assert refused(answer, 401, "M_UNAUTHORIZED"), path
     query = {"access_token": alice.token}
     answer = server.client.get(f"{V2}/hash_details", query_string=query)
-    assert is_refused(answer, 403, "M_TERMS_NOT_SIGNED")
+    assert refused(answer, 403, "M_TERMS_NOT_SIGNED")
     assert server.rows("validation_sessions") == []
 
     accept(alice, TERMS_EN, PRIVACY_EN)
@@ -189,16 +188,16 @@ def test_pending_terms_hold_nobody_back_from_logging_out(server, alice):
     assert is_pending(alice)
     answer = alice.post("/account/logout")
     assert (answer.status_code, answer.json) == (200, {})
-    assert is_refused(alice.get("/account"), 401, "M_UNAUTHORIZED")
+    assert refused(alice.get("/account"), 401, "M_UNAUTHORIZED")
     assert server.rows("access_tokens") == []
 
 
 @pytest.mark.requirement("AUTH-10")
-@on_one_database
+@sqlite_only
 def test_account_tells_token_and_terms_apart(server, alice):
-    assert is_refused(alice.get("/account"), 403, "M_TERMS_NOT_SIGNED")
+    assert refused(alice.get("/account"), 403, "M_TERMS_NOT_SIGNED")
     answer = server.client.get(f"{V2}/account", headers=bearer("x"))
-    assert is_refused(answer, 401, "M_UNAUTHORIZED")
+    assert refused(answer, 401, "M_UNAUTHORIZED")
     accept(alice, TERMS_EN, PRIVACY_EN)
     assert alice.get("/account").json == {"user_id": alice.user_id}
 
@@ -244,7 +243,7 @@ def test_new_url_of_a_policy_is_to_be_accepted_again(server, alice, restart, wri
     alice.server = changed = restart(server, write_terms(newer))
     assert is_pending(alice)
     assert changed.client.get(f"{V2}/terms").json["policies"]["privacy_policy"]["version"] == "1.3"
-    assert is_refused(accept(alice, PRIVACY_EN), 400, "M_INVALID_PARAM")  # the old URL is gone
+    assert refused(accept(alice, PRIVACY_EN), 400, "M_INVALID_PARAM")  # the old URL is gone
     accept(alice, f"{ON}/privacy-1.3-en.html")
     assert alice.get("/hash_details").status_code == 200
     # A policy that is dropped is asked for no more.
@@ -253,7 +252,7 @@ def test_new_url_of_a_policy_is_to_be_accepted_again(server, alice, restart, wri
 
 
 @pytest.mark.requirement("TERMS-09")
-@on_one_database
+@sqlite_only
 def test_what_is_no_list_of_known_urls_is_refused_and_nothing_is_stored(server, alice):
     unknown = [
         [f"{ON}/nope"],
@@ -265,7 +264,7 @@ def test_what_is_no_list_of_known_urls_is_refused_and_nothing_is_stored(server, 
     ]
     for urls in ("x", TERMS_EN, 1, None, {}, [1], [TERMS_EN, 1], [None], [[TERMS_EN]], *unknown):
         answer = alice.post("/terms", json={"user_accepts": urls})
-        assert is_refused(answer, 400, "M_INVALID_PARAM"), urls
+        assert refused(answer, 400, "M_INVALID_PARAM"), urls
     assert accepted(server) == set()
     assert accept(alice).json == {}
     assert accept(alice, TERMS_EN, TERMS_EN).json == {}

@@ -4,8 +4,9 @@ import re
 
 import pytest
 from parts.server import V2
+from parts.validation import sqlite_only
 
-pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"])
+pytestmark = sqlite_only
 
 VERSIONS = "/_matrix/identity/versions"
 CURRENT = [f"v1.{minor}" for minor in range(1, 20)]

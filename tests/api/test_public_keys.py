@@ -2,6 +2,7 @@
 
 import pytest
 from parts.server import V1, V2
+from parts.validation import refused, sqlite_only
 from signedjson.key import decode_verify_key_bytes
 from signedjson.sign import verify_signed_json
 from unpaddedbase64 import decode_base64, encode_base64
@@ -16,13 +17,6 @@ SEED = next(
     for seed in (number.to_bytes(32) for number in range(1_000))
     if {"+", "/"} <= set(encode_base64(SigningKey.from_seed("ed25519:0", seed).public_key))
 )
-
-on_one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
-
-
-def is_refused(response, status, errcode):
-    assert (response.status_code, response.json["errcode"]) == (status, errcode), response.json
-    return True
 
 
 @pytest.fixture
@@ -70,11 +64,11 @@ def test_public_key_is_given_out_and_verifies_what_the_server_signs(server, alic
 @pytest.mark.parametrize(
     "key_id", ["ed25519:zzz", "foo", "ed25519", "ed25519:", ":0", "ed25519:1", "ED25519:0", "%25"]
 )
-@on_one_database
+@sqlite_only
 def test_unknown_key_id_is_not_found(server, key_id):
     for prefix in PREFIXES:
         answer = server.client.get(f"{prefix}/pubkey/{key_id}")
-        assert is_refused(answer, 404, "M_NOT_FOUND")
+        assert refused(answer, 404, "M_NOT_FOUND")
         assert answer.mimetype == "application/json"
 
 
@@ -91,7 +85,7 @@ def test_own_key_is_valid_and_others_are_not(server, is_valid):
 
 
 @pytest.mark.requirement("KEY-05")
-@on_one_database
+@sqlite_only
 def test_key_is_compared_by_its_bytes_in_whatever_encoding(server, is_valid):
     key = public_key(server)
     assert "+" in key
@@ -110,16 +104,16 @@ def test_key_is_compared_by_its_bytes_in_whatever_encoding(server, is_valid):
 
 
 @pytest.mark.requirement("KEY-06")
-@on_one_database
+@sqlite_only
 def test_key_to_check_must_be_given(server):
     for prefix in PREFIXES:
         for path in ("isvalid", "ephemeral/isvalid"):
             answer = server.client.get(f"{prefix}/pubkey/{path}")
-            assert is_refused(answer, 400, "M_MISSING_PARAMS")
+            assert refused(answer, 400, "M_MISSING_PARAMS")
 
 
 @pytest.mark.requirement("KEY-07")
-@on_one_database
+@sqlite_only
 def test_legacy_paths_answer_the_same_bytes_even_when_the_rest_of_it_is_off(make_server):
     for settings in ({}, {"LEGACY_API__CORE": "false"}):
         server = make_server(settings)
