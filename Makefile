@@ -52,4 +52,4 @@ lock:
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-synapse tests/interop/jssdk/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache

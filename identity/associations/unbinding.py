@@ -83,13 +83,13 @@ class Unbinding:
         def unbind() -> Response:
             content = json_object()
             body = Unbind.parse(content)
-            mxid, threepid = UserId.parse(body.mxid), body.threepid.parse_threepid()
+            threepid = body.threepid.parse_threepid()
             try:
                 if body.sid is not None and body.client_secret is not None:
                     secret = parse_client_secret(body.client_secret)
-                    self._validation.unbind(body.sid, secret, threepid, mxid)
+                    self._validation.unbind(body.sid, secret, threepid, UserId.parse(body.mxid))
                 else:
-                    self._check_homeserver(path, content, mxid)
+                    mxid = self._parse_signed(path, content, body.mxid)
                     self._associations.unbind(threepid, mxid)
             except SessionError as error:
                 return error_response(error, status=403)
@@ -97,14 +97,23 @@ class Unbinding:
 
         return routes
 
-    def _check_homeserver(self, path: str, content: dict[str, Any], mxid: UserId) -> None:
-        """Raises: Unauthorized without a signature, LimitExceeded, Forbidden for another homeserver's or a bad
-        one, HomeserverUnreachable, HomeserversBusy."""
+    def _parse_signed(self, path: str, content: dict[str, Any], mxid: str) -> UserId:
+        """The MXID of a request that its homeserver signed.
+
+        Raises: Unauthorized without a signature, LimitExceeded, Forbidden for a bad one or that of
+        another homeserver, HomeserverUnreachable, HomeserversBusy.
+        """
         headers = request.headers.getlist("Authorization")
-        if not any(header.lower().startswith("x-matrix") for header in headers):
+        if not any("x-matrix" in header.lower() for header in headers):
             raise Unauthorized("An unbind needs a validated session or a homeserver's signature")
         self._limiter.spend(*ip_subjects("signed_request_ip", self._authentication.client_ip()))
         uris = uri_candidates(request.environ, path)
         origin = self._signed_requests.verify("POST", uris, headers, content, self._our_names)
-        if str(origin) != str(mxid.server):
+        try:
+            user_id = UserId.parse(mxid)
+        except InvalidParameter:
+            # What is no MXID is no homeserver's.
+            user_id = None
+        if user_id is None or str(user_id.server) != str(origin):
             raise Forbidden("The request is signed by another homeserver than the user's")
+        return user_id

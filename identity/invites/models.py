@@ -27,6 +27,8 @@ invites: Final = sa.Table(
     sa.Column("live", sa.Boolean, nullable=False),
     sa.Column("delivered_at_ms", sa.BigInteger),
     sa.Column("revoked_at_ms", sa.BigInteger),
+    # The last MXID that sign-ed25519 signed it for, by which that user joins.
+    sa.Column("signed_for", USER_ID),
 )
 
 # Kept for as long as rooms may ask whether they are valid, which is longer than the invitation.

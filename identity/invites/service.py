@@ -107,7 +107,7 @@ class Invites:
         self._blocked.check(request)
         blind = self._database.keys.blind_index(request.threepid)
         # Whether an address is bound is an answer like that of a lookup, and paid for alike.
-        self._pay_for_answer(caller, request)
+        self._pay_for_answer(caller)
         self._check_unbound(blind)
         if self._database.read(lambda tx: store.is_mail_refused(tx, blind)):
             raise Forbidden("That address does not want any mail from this server")
@@ -209,14 +209,12 @@ class Invites:
             lambda tx: store.delete_expired(tx, now_ms, now_ms - _SENDING_MS, PURGE_ROWS)
         )
 
-    def _pay_for_answer(self, caller: Caller, request: InviteRequest) -> None:
+    def _pay_for_answer(self, caller: Caller) -> None:
         if caller.user_id is not None:
             self._budget.spend(1, ("lookup_account", str(caller.user_id)))
             return
         # Nobody is known: the address they come from stands for an account.
-        self._limiter.spend(
-            *ip_subjects("invite_ip", caller.ip), ("invite_sender", str(request.sender))
-        )
+        self._limiter.spend(*ip_subjects("invite_ip", caller.ip))
 
     def _check_unbound(self, blind: bytes) -> None:
         current = self._database.read(lambda tx: associations_store.find_current(tx, blind))

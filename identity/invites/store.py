@@ -11,7 +11,8 @@ from identity.invites.models import ephemeral_keys, invites, unwanted_mail
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """One row. Times in ms since the epoch; `delivered_at_ms`, `revoked_at_ms` None: not yet."""
+    """One row. Times in ms since the epoch; `delivered_at_ms`, `revoked_at_ms`, `signed_for` None:
+    not yet."""
 
     token_hash: bytes
     token: str
@@ -25,6 +26,7 @@ class Invite:
     expires_at_ms: int
     delivered_at_ms: int | None
     revoked_at_ms: int | None
+    signed_for: str | None
 
 
 def prepare_invite(tx: sa.Connection, invite: Invite, ephemeral_public_key: bytes) -> None:
@@ -113,6 +115,10 @@ def set_delivered(tx: sa.Connection, token_hash: bytes, now_ms: int) -> None:
     )
 
 
+def set_signed_for(tx: sa.Connection, token_hash: bytes, mxid: str) -> None:
+    tx.execute(invites.update().where(invites.c.token_hash == token_hash).values(signed_for=mxid))
+
+
 def revoke_invite(tx: sa.Connection, token_hash: bytes, now_ms: int) -> None:
     """With its key: a room that asks is told that it is not valid."""
     for table in (invites, ephemeral_keys):
@@ -169,4 +175,5 @@ def _invite(row: Any) -> Invite:
         expires_at_ms=row.expires_at_ms,
         delivered_at_ms=row.delivered_at_ms,
         revoked_at_ms=row.revoked_at_ms,
+        signed_for=row.signed_for,
     )

@@ -18,20 +18,30 @@ def follow(
     ours: bool,
     now_ms: int,
 ) -> None:
-    """The view of a 3PID has a new winner: what was still to be told about it is out of date.
+    """The view of a 3PID has a new winner: what was to be told of another is out of date.
 
     Every invitation that waits for the 3PID is told to the homeserver of the new MXID, one a
     notification. Without any, a binding of our own is told bare, unless it changes nothing; one
-    that came from a peer is not: that peer tells it.
+    that came from a peer is not: that peer tells it. What is on its way there already stays: a
+    homeserver that is told twice of an invitation may throw the invitee out of the room.
+
+    An invitation that was signed for that MXID is not told: its user has joined by the link in
+    the mail, and Synapse would make a member an invited person again.
     """
-    store.end_open(tx, threepid, "stale")
-    if winner.statement.mxid is None:
+    mxid = None if winner.statement.mxid is None else str(winner.statement.mxid)
+    store.end_out_of_date(tx, threepid, mxid)
+    if mxid is None:
         return
-    mxid = str(winner.statement.mxid)
-    waiting = invites_store.waiting_invites(tx, threepid, now_ms)
-    for invite in waiting:
-        add(tx, threepid, mxid, winner.signed, invite.token_hash, now_ms)
-    if not waiting and ours and mxid != previous_mxid:
+    on_their_way = store.open_invites(tx, threepid)
+    told = False
+    for invite in invites_store.waiting_invites(tx, threepid, now_ms):
+        if invite.signed_for == mxid:
+            invites_store.set_delivered(tx, invite.token_hash, now_ms)
+            continue
+        if invite.token_hash not in on_their_way:
+            add(tx, threepid, mxid, winner.signed, invite.token_hash, now_ms)
+        told = True
+    if not told and ours and mxid != previous_mxid:
         add(tx, threepid, mxid, winner.signed, None, now_ms)
 
 

@@ -13,25 +13,27 @@ MAX_TRIES: Final = 20
 FIRST_DELAY_MS: Final = 4 * SECOND_MS
 LONGEST_DELAY_MS: Final = 6 * HOUR_MS
 
-_TRY_PUT: Final = frozenset({404, 405, 501})
+# POST, which all homeservers that are known serve, then PUT, which the specification has.
+METHODS: Final = ("POST", "PUT")
+
+_TRY_OTHER: Final = frozenset({404, 405, 501})
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 
 class Verdict(Enum):
-    """What to do after one answer."""
+    """What to do after one answer. TRY_OTHER: the other method, and after both give up."""
 
     DELIVERED = "delivered"
-    TRY_PUT = "put"
+    TRY_OTHER = "other"
     TRY_AGAIN = "again"
     FINAL = "final"
 
 
-def judge(status: int, method: str) -> Verdict:
-    """`method`: POST, which all homeservers serve, or PUT, which the specification has."""
+def judge(status: int) -> Verdict:
     if 200 <= status < 300:
         return Verdict.DELIVERED
-    if method == "POST" and status in _TRY_PUT:
-        return Verdict.TRY_PUT
+    if status in _TRY_OTHER:
+        return Verdict.TRY_OTHER
     if 400 <= status < 500 and status not in _TRY_AGAIN:
         return Verdict.FINAL
     return Verdict.TRY_AGAIN
@@ -40,8 +42,8 @@ def judge(status: int, method: str) -> Verdict:
 def delay_ms(tries: int, random: Random) -> int | None:
     """How long to wait after the `tries`-th failure, from 1; None: give up.
 
-    4 seconds, doubling to 6 hours, a quarter more or less so that a homeserver that comes back
-    is not asked everything at once.
+    4 seconds, doubling to 6 hours, up to a quarter less, so that a homeserver that comes back is
+    not asked everything at once.
     """
     if tries >= MAX_TRIES:
         return None

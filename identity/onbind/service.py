@@ -20,21 +20,21 @@ import structlog
 from identity.clock import SECOND_MS, Clock
 from identity.database import PURGE_ROWS, Database, Transaction
 from identity.errors import HomeserversBusy, HomeserverUnreachable, InvalidRequest
-from identity.federation.homeserver import HomeserverClient
+from identity.federation.homeserver import MAX_ONBIND_S, HomeserverClient
 from identity.invites import store as invites_store
 from identity.keys.service import SigningKeys
 from identity.lru import LruCache
 from identity.mxid import UserId
 from identity.onbind import store
-from identity.onbind.schedule import Verdict, delay_ms, judge
+from identity.onbind.schedule import METHODS, Verdict, delay_ms, judge
 from identity.onbind.store import Delivery
 from identity.strict_json import encode_canonical
 
 log = structlog.get_logger(__name__)
 
 LEASE_MS: Final = 30 * SECOND_MS
-# A call may take this long (twice a time-out of 10 s); no later one is begun under a lease.
-_CALL_MS: Final = 22 * SECOND_MS
+# How long a delivery may take: POST and PUT. No later one is begun under a lease.
+_CALL_MS: Final = int(2 * MAX_ONBIND_S + 2) * SECOND_MS
 _MAX_SERVERS: Final = 10_000
 
 
@@ -56,7 +56,7 @@ class Notifications:
         self._server_name = server_name
         self._clock = clock
         self._random = random or SystemRandom()
-        # Which homeservers want PUT. All that are known take POST.
+        # What each homeserver took last.
         self._methods: LruCache[str, str] = LruCache(_MAX_SERVERS)
 
     def lease_due(self, limit: int) -> dict[str, list[Delivery]]:
@@ -102,25 +102,26 @@ class Notifications:
         server = UserId.parse(delivery.mxid).server
         body = self._body(delivery)
         if body is None:
-            self._end(delivery, "stale", "the invitation is revoked or gone")
+            self._end(delivery, "stale", "the invitation is revoked, taken up or gone")
             return True
-        method = self._methods.find(str(server)) or "POST"
+        known = self._methods.find(str(server))
         try:
-            status = self._homeservers.send_onbind(server, body, method)
-            if judge(status, method) is Verdict.TRY_PUT:
-                method = "PUT"
+            for method in sorted(METHODS, key=lambda method: method != known):
                 status = self._homeservers.send_onbind(server, body, method)
+                verdict = judge(status)
+                if verdict is not Verdict.TRY_OTHER:
+                    break
         except HomeserversBusy:
             self._put_off(delivery, "too many calls at once")
             return True
         except HomeserverUnreachable as error:
             self._fail(delivery, str(error))
             return False
-        match judge(status, method):
+        match verdict:
             case Verdict.DELIVERED:
                 self._methods.put(str(server), method)
                 self._end(delivery, "delivered", None)
-            case Verdict.FINAL | Verdict.TRY_PUT:
+            case Verdict.FINAL | Verdict.TRY_OTHER:
                 self._end(delivery, "dead", f"answered {status}")
             case Verdict.TRY_AGAIN:
                 self._fail(delivery, f"answered {status}")
@@ -147,6 +148,9 @@ class Notifications:
     ) -> dict[str, Any] | None:
         invite = self._database.read(lambda tx: invites_store.find_invite(tx, token_hash))
         if invite is None or invite.revoked_at_ms is not None:
+            return None
+        if invite.delivered_at_ms is not None or invite.signed_for == mxid:
+            # Told before, or taken up by the link in its mail: its user may be in the room.
             return None
         signed: dict[str, Any] = {"mxid": mxid, "token": invite.token}
         # By the key that the room's event names, and by the current one.

@@ -40,13 +40,33 @@ def insert_delivery(tx: sa.Connection, delivery: Delivery) -> None:
     )
 
 
-def end_open(tx: sa.Connection, threepid: bytes, outcome: str) -> None:
-    """What is still to be delivered about a 3PID is out of date."""
+def end_out_of_date(tx: sa.Connection, threepid: bytes, mxid: str | None) -> None:
+    """The 3PID now belongs to `mxid`: nobody is told any more that it is another's.
+
+    With the dead letters about it, so that they are not brought back; those of invitations in
+    any case, for what still waits is told anew.
+    """
+    dead = deliveries.c.outcome == "dead"
+    of_another = sa.true() if mxid is None else deliveries.c.mxid != mxid
     tx.execute(
         deliveries.update()
-        .where(deliveries.c.threepid == threepid, deliveries.c.next_try_at_ms.is_not(None))
-        .values(next_try_at_ms=None, outcome=outcome)
+        .where(
+            deliveries.c.threepid == threepid,
+            deliveries.c.next_try_at_ms.is_not(None) | dead,
+            of_another | (dead & deliveries.c.invite.is_not(None)),
+        )
+        .values(next_try_at_ms=None, outcome="stale")
     )
+
+
+def open_invites(tx: sa.Connection, threepid: bytes) -> set[bytes]:
+    """The invitations, by token hash, that are on their way."""
+    query = sa.select(deliveries.c.invite).where(
+        deliveries.c.threepid == threepid,
+        deliveries.c.next_try_at_ms.is_not(None),
+        deliveries.c.invite.is_not(None),
+    )
+    return {bytes(invite) for invite in tx.execute(query).scalars()}
 
 
 def is_any_due(tx: sa.Connection, now_ms: int) -> bool:
@@ -76,9 +96,14 @@ def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) 
 
 
 def end(tx: sa.Connection, delivery_id: str, outcome: str, error: str | None) -> None:
+    """What went out of date in the meantime stays so, unless it was delivered all the same."""
+    is_open = deliveries.c.next_try_at_ms.is_not(None)
     tx.execute(
         deliveries.update()
-        .where(deliveries.c.delivery_id == delivery_id)
+        .where(
+            deliveries.c.delivery_id == delivery_id,
+            sa.true() if outcome == "delivered" else is_open,
+        )
         .values(
             next_try_at_ms=None,
             leased_until_ms=0,

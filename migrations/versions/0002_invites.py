@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("live", sa.Boolean(), nullable=False),
         sa.Column("delivered_at_ms", sa.BigInteger()),
         sa.Column("revoked_at_ms", sa.BigInteger()),
+        sa.Column("signed_for", sa.String(255)),
         sa.PrimaryKeyConstraint("token_hash", name="pk_invites"),
     )
     op.create_index("ix_invites_threepid", "invites", ["threepid"])

@@ -210,7 +210,9 @@ def everything_stored(server):
 
     def raw(tx):
         for name in metadata.tables:
-            values.extend(value for row in tx.execute(sa.text(f"SELECT * FROM {name}")) for value in row)
+            values.extend(
+                value for row in tx.execute(sa.text(f"SELECT * FROM {name}")) for value in row
+            )
 
     server.database.read(raw)
     for name in metadata.tables:
@@ -243,7 +245,9 @@ def test_validity_urls_answer_for_the_key_beside_them_and_no_other(make_server):
         assert ask(prefix, "", ephemeral) == {"valid": False}
         assert ask(prefix, "ephemeral/", long_term) == {"valid": False}
         assert ask(prefix, "ephemeral/", {"public_key": "junk"}) == {"valid": False}
-        assert refused(server.client.get(f"{prefix}/pubkey/ephemeral/isvalid"), 400, "M_MISSING_PARAMS")
+        assert refused(
+            server.client.get(f"{prefix}/pubkey/ephemeral/isvalid"), 400, "M_MISSING_PARAMS"
+        )
     for key in (long_term, ephemeral):
         assert re.fullmatch(r"[A-Za-z0-9+/]{43}|[A-Za-z0-9_-]{43}", key["public_key"])
 
@@ -285,7 +289,12 @@ def test_display_name_gives_away_neither_local_part_nor_domain(local, domain):
 def test_display_name_of_the_answer_is_redacted(make_server):
     server = make_server(UNLIMITED)
     alice = server.account("@alice:hs.test")
-    for address in ("a@b.co", "foo@bar.com", "f@example.com", "firstname.lastname@mail.example.com"):
+    for address in (
+        "a@b.co",
+        "foo@bar.com",
+        "f@example.com",
+        "firstname.lastname@mail.example.com",
+    ):
         name = invite(alice, address).json["display_name"]
         assert name == redact(ThreePid.email(address))
         local, _, domain = address.partition("@")
@@ -397,7 +406,15 @@ def test_sender_must_be_the_account(server, alice, bob):
     for sender in (bob.user_id, "@ALICE:hs.test", "@alice:hs.test:8448", "@alice:other.test"):
         answer = alice.post("/store-invite", json=invitation(sender=sender))
         assert refused(answer, 403, "M_UNAUTHORIZED"), sender
-    for sender in ("bob", "", "@bob", "@:hs.test", "alice:hs.test", "@a:b:c", "@" + "a" * 255 + ":b"):
+    for sender in (
+        "bob",
+        "",
+        "@bob",
+        "@:hs.test",
+        "alice:hs.test",
+        "@a:b:c",
+        "@" + "a" * 255 + ":b",
+    ):
         answer = alice.post("/store-invite", json=invitation(sender=sender))
         assert refused(answer, 400, "M_INVALID_PARAM"), sender
     assert nothing_happened(server)
@@ -425,7 +442,9 @@ def test_invitations_of_every_spelling_wait_for_one_address(server, alice, bob):
     assert {row["address"] for row in rows} == {BOB}
     assert {recipient for recipient, _ in server.sender.mails} == {BOB}
     assert bob.bind("bOB@example.com").status_code == 200
-    assert {row["invite"] for row in server.rows("deliveries")} == {row["token_hash"] for row in rows}
+    assert {row["invite"] for row in server.rows("deliveries")} == {
+        row["token_hash"] for row in rows
+    }
 
 
 @sqlite_only
@@ -636,11 +655,15 @@ def test_invitation_ends_with_its_time(make_server, clock):
     assert server.rows("invites") == []
     assert not is_valid(server, keys[1])
     assert is_valid(server, keys[0])
-    assert refused(server.client.post(f"{path_of(mail.sign_url)}&mxid=@b:hs.test"), 404, "M_UNRECOGNIZED")
+    assert refused(
+        server.client.post(f"{path_of(mail.sign_url)}&mxid=@b:hs.test"), 404, "M_UNRECOGNIZED"
+    )
     assert server.services.invites.purge() == 0
 
 
-def test_invitation_whose_sending_crashed_is_never_fulfilled_and_is_reaped(server, alice, bob, clock):
+def test_invitation_whose_sending_crashed_is_never_fulfilled_and_is_reaped(
+    server, alice, bob, clock
+):
     def crash():
         raise Crash
 
@@ -692,7 +715,9 @@ def test_invitations_and_binds_at_once_leave_no_invitation_behind(make_server):
         return client.post(f"{V2}/store-invite", json=body, headers=headers).status_code
 
     def bind(number):
-        wait_until(lambda: any(to == f"{number}@example.com" for to, _ in list(server.sender.mails)))
+        wait_until(
+            lambda: any(to == f"{number}@example.com" for to, _ in list(server.sender.mails))
+        )
         server.bind_directly(f"{number}@example.com", "@bob:hs.test")
 
     with ThreadPoolExecutor(2 * count) as threads:

@@ -1,10 +1,10 @@
 """Invitations, from the request of a homeserver to what it is told in the end.
 
-    invite(alice, "bob@example.com")
-    mail = mailed_invitation(server)
-    server.account("@bob:hs.test").bind("bob@example.com")
-    deliver(server)
-    assert [body["mxid"] for body in told(homeserver)] == ["@bob:hs.test"]
+invite(alice, "bob@example.com")
+mail = mailed_invitation(server)
+server.account("@bob:hs.test").bind("bob@example.com")
+deliver(server)
+assert [body["mxid"] for body in told(homeserver)] == ["@bob:hs.test"]
 """
 
 import json
@@ -43,9 +43,7 @@ def lead(resolver: FakeResolver, name: str, homeserver: FakeHomeserver) -> None:
     """Let a server name without a port lead to `homeserver`, by an SRV record."""
     resolver.host(name, "127.0.0.9")  # where nobody answers for its well-known
     resolver.host(f"target.{name}", "127.0.0.1")
-    resolver.service(
-        f"_matrix-fed._tcp.{name}", Service(10, 0, homeserver.port, f"target.{name}")
-    )
+    resolver.service(f"_matrix-fed._tcp.{name}", Service(10, 0, homeserver.port, f"target.{name}"))
 
 
 def invitation(address: str = BOB, sender: str = "@alice:hs.test", **more: Any) -> dict[str, Any]:
@@ -134,4 +132,3 @@ def is_valid(server: Server, key: dict[str, str]) -> bool:
     assert answer.status_code == 200
     assert set(answer.json) == {"valid"}
     return answer.json["valid"]
-

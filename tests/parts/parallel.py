@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flask.testing import FlaskClient
+from parts.dns import FakeResolver
 from parts.server import Server
 from werkzeug.test import TestResponse
 
@@ -26,7 +27,13 @@ def in_parallel(
         return list(threads.map(call, range(count)))
 
 
-def second_server(make_server: Callable[..., Server], server: Server, **settings: Any) -> Server:
+def second_server(
+    make_server: Callable[..., Server],
+    server: Server,
+    *,
+    resolver: FakeResolver | None = None,
+    **settings: Any,
+) -> Server:
     """Another server over the database and the keys of `server`."""
     config = server.config
     shared = {
@@ -34,4 +41,4 @@ def second_server(make_server: Callable[..., Server], server: Server, **settings
         "KEYS__SIGNING_KEYS": str(config.signing_keys_path),
         "KEYS__STORAGE_KEYS": str(config.storage_keys_path),
     }
-    return make_server({**shared, **settings}, sender=server.sender)
+    return make_server({**shared, **settings}, sender=server.sender, resolver=resolver)

@@ -138,6 +138,8 @@ class RunningServer:
                 env=environment(self.settings),
                 stdout=log,
                 stderr=log,
+                # A process group of its own, as a shell gives it one.
+                process_group=0,
             )
         if wait:
             wait_until(self._is_ready_or_gone)

@@ -67,6 +67,7 @@ class Load:
             self._over.wait(0.02)
 
 
+@one_database
 def test_reload_takes_effect_again_and_again_without_losing_a_request(terms, reloading):
     with Load(reloading) as load:
         for name in ("second", "third", "fourth"):

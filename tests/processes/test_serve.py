@@ -1,6 +1,7 @@
 """`identity serve`: starting, being ready, ending."""
 
 import asyncio
+import os
 import signal
 import socket
 import stat
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 from parts.mailserver import MailServer
-from parts.processes import PATIENCE_S, away, identity, is_running, wait_until
+from parts.processes import PATIENCE_S, RunningServer, away, identity, is_running, wait_until
 
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
@@ -95,7 +96,7 @@ def test_serve_with_a_wrong_configuration_tells_all_faults_and_creates_nothing(t
 
 
 @one_database
-@pytest.mark.parametrize("setting", ["TERMS__FILE", "EMAIL__SMTP_CA_FILE", "FEDERATION__CA_FILE"])
+@pytest.mark.parametrize("setting", ["TERMS__FILE", "EMAIL__SMTP_CA_FILE"])
 def test_serve_with_a_file_that_is_missing_ends_with_1_and_one_line(make_running, setting):
     server = make_running({setting: "missing", "EMAIL__SMTP_HOST": "mail.example.org"})
     server.start(wait=False)
@@ -148,8 +149,17 @@ class SlowMailServer(MailServer):
         return await super().handle_DATA(*arguments)
 
 
+def by_signal(server: RunningServer) -> None:
+    server.signal(signal.SIGTERM)
+
+
+def by_ctrl_c(server: RunningServer) -> None:
+    os.killpg(server.pid, signal.SIGINT)
+
+
 @one_database
-def test_serve_told_to_stop_finishes_the_request_in_flight(make_running):
+@pytest.mark.parametrize("stop", [by_signal, by_ctrl_c])
+def test_serve_told_to_stop_finishes_the_request_in_flight(make_running, stop):
     with SlowMailServer() as mail, ThreadPoolExecutor() as threads:
         server = make_running(
             {
@@ -164,7 +174,7 @@ def test_serve_told_to_stop_finishes_the_request_in_flight(make_running):
         mail.wait_for(lambda: "DATA" in mail.commands)
 
         courier = server.process("courier")
-        server.signal(signal.SIGTERM)
+        stop(server)
         # Told at the same time, it has nothing to finish.
         wait_until(lambda: not is_running(courier))
         mail.release.set()

@@ -17,6 +17,8 @@ from identity.signing import SigningKey, is_signed_by, parse_public_key
 
 KEY = SigningKey.generate("ed25519:0")
 
+on_one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
+
 
 @pytest.fixture
 def make_config(request, database_kind, tmp_path):
@@ -273,6 +275,7 @@ class TestRotation:
         assert list(held) == ["ed25519:0", "ed25519:1"]
         assert mode_of(host.config.signing_keys_path) == 0o600
 
+    @on_one_database
     @pytest.mark.requirement("KEY-08")
     def test_old_key_stays_published_and_valid(self, host, signed_by):
         old = host.signing_keys.get_public_key("ed25519:0")
@@ -307,6 +310,7 @@ class TestRotation:
         there.signing_keys.report("there")
         assert signed_by(here) == signed_by(there) == "ed25519:1"
 
+    @on_one_database
     def test_host_that_is_silent_is_not_waited_for(self, host, signed_by, clock):
         host.signing_keys.report("gone")
         clock.advance(ms=HOST_SILENCE_MS)
@@ -317,12 +321,14 @@ class TestRotation:
         assert signed_by(host) == "ed25519:1"
         assert [row["host_id"] for row in host.rows("hosts")] == ["here"]
 
+    @on_one_database
     def test_host_that_left_is_not_waited_for(self, host, signed_by):
         host.signing_keys.report("gone")
         host.signing_keys.leave("gone")
         host.signing_keys.rotate()
         assert signed_by(host) == "ed25519:1"
 
+    @on_one_database
     def test_key_that_a_host_lacks_keeps_it_from_starting(self, make_host, clock):
         host = make_host()
         path = host.config.signing_keys_path
@@ -332,6 +338,7 @@ class TestRotation:
         with pytest.raises(SetupError, match="lacks the signing key 'ed25519:1'"):
             make_host()
 
+    @on_one_database
     def test_active_key_that_vanished_from_the_file_is_reported_not_replaced(self, host):
         path = host.config.signing_keys_path
         before = path.read_bytes()
@@ -355,6 +362,7 @@ class TestRotation:
             with pytest.raises(KeyNotFound):
                 host.signing_keys.revoke(key_id)
 
+    @on_one_database
     def test_newest_key_can_be_revoked_and_the_one_before_signs(self, host, signed_by):
         host.signing_keys.rotate()
         host.signing_keys.revoke("ed25519:1")
@@ -362,6 +370,7 @@ class TestRotation:
         # Its number is not used again.
         assert host.signing_keys.rotate() == "ed25519:2"
 
+    @on_one_database
     def test_rotation_counts_under_a_clock_that_jumped_back(self, host, signed_by, clock):
         clock.advance(hours=-24)
         host.signing_keys.rotate()
@@ -373,12 +382,14 @@ class TestRotation:
         assert signed_by(host) == "ed25519:3"
         assert list(host.signing_keys.public_keys()) == [f"ed25519:{n}" for n in range(4)]
 
+    @on_one_database
     def test_only_key_cannot_be_revoked(self, host, signed_by):
         with pytest.raises(SetupError, match="rotate first"):
             host.signing_keys.revoke("ed25519:0")
         assert signed_by(host) == "ed25519:0"
         assert host.signing_keys.is_valid(host.signing_keys.get_public_key("ed25519:0"))
 
+    @on_one_database
     def test_revoked_key_may_be_missing_from_the_file(self, make_host):
         host = make_host()
         host.signing_keys.rotate()
@@ -388,6 +399,7 @@ class TestRotation:
         keyfile.write_signing_keys(path, {"ed25519:1": held["ed25519:1"]})
         make_host()
 
+    @on_one_database
     def test_unknown_key_is_not_found(self, host):
         with pytest.raises(KeyNotFound):
             host.signing_keys.get_public_key("ed25519:1")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import click
 from client import Refused, User, World, link_in
 from homeserver import Synapse
 from parts.processes import RunningServer, identity, wait_until
@@ -32,20 +33,20 @@ class Stage:
         self._doing = ""
 
     def run(self, flow: Callable[["Stage"], None]) -> None:
-        print(flow.__name__.replace("_", " "), flush=True)
+        click.echo(flow.__name__.replace("_", " "))
         self._doing = "before the first step"
         try:
             flow(self)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other flows go on
             self.failed += 1
-            print(f"  FAIL  {self._doing}: {type(error).__name__}: {error}", flush=True)
+            click.echo(f"  FAIL  {self._doing}: {type(error).__name__}: {error}")
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         self._doing = name
         yield
         self.passed += 1
-        print(f"  ok    {name}", flush=True)
+        click.echo(f"  ok    {name}")
 
     def person(self, localpart: str) -> User:
         """With accounts at both servers."""

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
+
 HERE = Path(__file__).parent
 sys.path.insert(1, str(HERE.parents[1]))  # as pytest does: for parts
 
@@ -38,7 +40,7 @@ docs:
 def main() -> int:
     # Ended from outside, it stops what it has started, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    print(f"Synapse {install()}", flush=True)
+    click.echo(f"Synapse {install()}")
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="test-synapse-"))
     with contextlib.ExitStack() as running:
@@ -46,11 +48,11 @@ def main() -> int:
         for flow in FLOWS:
             stage.run(flow)
     if stage.failed:
-        print(f"logs: {stage.server.log_file} {stage.synapse.log_file}")
+        click.echo(f"logs: {stage.server.log_file} {stage.synapse.log_file}")
     else:
         shutil.rmtree(folder)
-    print(f"in {time.monotonic() - started:.0f} s")
-    print(f"{stage.passed} passed, {stage.failed} failed")
+    click.echo(f"in {time.monotonic() - started:.0f} s")
+    click.echo(f"{stage.passed} passed, {stage.failed} failed")
     return 1 if stage.failed else 0
 
 
