@@ -86,7 +86,7 @@ def deliver_until_it_ends(server, clock, rounds=100):
 # --- what is sent -----------------------------------------------------------------------------
 
 
-@pytest.mark.requirement("ONB-01", "ONB-03", "ONB-06", "INV-16")
+@pytest.mark.requirement("ONB-01", "ONB-03", "ONB-06", "INV-16", "AMB-20")
 def test_binding_is_told_to_the_homeserver_of_its_mxid_with_its_invitation(
     server, alice, clock, homeserver
 ):
@@ -140,7 +140,7 @@ def test_only_the_homeserver_of_the_bound_mxid_is_told(server, homeserver, resol
     assert [body["mxid"] for body in told(homeserver)] == [BOB_ID]
 
 
-@pytest.mark.requirement("ONB-03")
+@pytest.mark.requirement("ONB-03", "AMB-19")
 def test_binding_without_invitations_is_told_bare_and_once(server, clock, homeserver):
     bind_anyone(server, BOB, BOB_ID)
     deliver(server)

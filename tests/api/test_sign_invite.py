@@ -186,7 +186,7 @@ def test_invitation_is_redeemed_only_by_one_who_has_the_mail(server, bob, invite
     assert is_signed(signed.json, answer["public_keys"][1]["public_key"], "ed25519:0")
 
 
-@pytest.mark.requirement("INV-19")
+@pytest.mark.requirement("INV-19", "KEY-04")
 def test_revoked_invitation_is_unknown_and_its_key_not_valid(server, alice, bob, invited):
     answer, mail = invited
     server.services.invites.revoke(answer["token"], None)

@@ -224,7 +224,7 @@ def everything_stored(server):
     return b"\n".join(parts)
 
 
-@pytest.mark.requirement("INV-07", "KEY-04", "LEG-06")
+@pytest.mark.requirement("INV-07", "KEY-04", "KEY-06", "LEG-06")
 def test_validity_urls_answer_for_the_key_beside_them_and_no_other(make_server):
     server = make_server({"SERVER__PUBLIC_URL": "https://id.example.org/a", **UNLIMITED})
     alice = server.account("@alice:hs.test")
@@ -420,7 +420,7 @@ def test_sender_must_be_the_account(server, alice, bob):
     assert nothing_happened(server)
 
 
-@pytest.mark.requirement("INV-15")
+@pytest.mark.requirement("INV-15", "AMB-26")
 def test_room_id_is_any_text_of_up_to_255_bytes(make_server):
     server = make_server(UNLIMITED)
     alice = server.account("@alice:hs.test")

@@ -25,14 +25,14 @@ def user(name):
     return UserId.parse(f"@{name}:hs.test")
 
 
-def wait_until_blocked(host):
+def wait_until_blocked(database):
     """Until a connection to the database, which is PostgreSQL, waits for a lock."""
     query = sa.text(
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     deadline = time.monotonic() + 10
-    while not host.database.read(lambda tx: tx.execute(query).scalar_one()):
+    while not database.read(lambda tx: tx.execute(query).scalar_one()):
         assert time.monotonic() < deadline, "nothing waits"
 
 

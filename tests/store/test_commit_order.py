@@ -108,7 +108,7 @@ def test_statement_that_is_numbered_first_is_seen_first(make_host):
         slow = threads.submit(first.database.write, publish)
         assert numbered.wait(10)
         fast = threads.submit(second.bind, "second@example.com", "second")
-        wait_until_blocked(first)
+        wait_until_blocked(first.database)
         assert not follower.read()
         committing.set()
         slow.result()

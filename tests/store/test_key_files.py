@@ -3,15 +3,19 @@
 import base64
 import os
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from host import wait_until_blocked
 from parts.openers import open_at_once
 
+from identity import schema
 from identity.config import load
+from identity.database import Database
 from identity.errors import KeyNotFound, SetupError
 from identity.keys import keyfile
-from identity.keys.service import HOST_SILENCE_MS, create_key_files
+from identity.keys.service import HOST_SILENCE_MS, create_key_files, record_or_check
 from identity.opening import open_database
 from identity.signing import SigningKey, is_signed_by, parse_public_key
 
@@ -237,6 +241,43 @@ class TestFirstStart:
             assert len({str(answer[what]) for answer in answers}) == 1
         made = [name for answer in answers for name in answer["made"]]
         assert made.count("signing.keys") == made.count("storage.keys") == 1
+
+    @pytest.mark.parametrize("database_kind", ["postgresql"])
+    def test_host_that_records_its_keys_at_the_same_time_checks_them_instead(
+        self, make_config, clock
+    ):
+        """The very moment: both have seen that nothing is recorded."""
+        configs = [make_config() for _ in range(2)]
+        schema.upgrade(configs[0].database_url)
+        for config in configs:
+            create_key_files(*key_files(config))
+        databases = [
+            Database(config.database_url, keyfile.read_storage_keys(config.storage_keys_path))
+            for config in configs
+        ]
+        recorded, committing = threading.Event(), threading.Event()
+
+        def record(number):
+            def work(tx):
+                signing = keyfile.read_signing_keys(configs[number].signing_keys_path)
+                record_or_check(tx, signing, databases[number].keys, clock.now_ms())
+                if number == 0:
+                    recorded.set()
+                    assert committing.wait(10)
+
+            databases[number].write(work)
+
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(record, 0)
+            assert recorded.wait(10)
+            second = threads.submit(record, 1)
+            wait_until_blocked(databases[0])
+            committing.set()
+            first.result()
+            with pytest.raises(SetupError, match="lacks the storage key 'index'"):
+                second.result()
+        for database in databases:
+            database.close()
 
     def test_hosts_with_keys_of_their_own_agree_on_the_first(self, make_config, clock):
         """Each made its keys, for each found the database new; the first to record them wins."""

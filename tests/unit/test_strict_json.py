@@ -135,12 +135,12 @@ def test_no_body_raises_anything_but_not_json(data):
 
 def _is_clean(value, depth):
     if isinstance(value, str):
-        return "\0" not in value and value.encode()
+        return "\0" not in value and value.encode().decode() == value
     if isinstance(value, int | float):
         return math.isfinite(value) and (isinstance(value, float) or abs(value) <= MAX_INTEGER)
     if isinstance(value, list | dict):
         inner = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and all(_is_clean(item, depth - 1) is not False for item in inner)
+        return depth > 0 and all(_is_clean(item, depth - 1) for item in inner)
     return value is None
 
 
