@@ -25,7 +25,9 @@ class Postgres:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.url = urlunsplit(parts._replace(path=parts.path if len(parts.path) > 1 else "/postgres"))
+        self.url = urlunsplit(
+            parts._replace(path=parts.path if len(parts.path) > 1 else "/postgres")
+        )
         self._template: str | None = None
 
     def answers(self) -> bool:

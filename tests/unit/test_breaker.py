@@ -1,7 +1,7 @@
 from parts.clock import FakeClock
 
-from identity.clock import SECOND_MS
 from identity.breaker import Breaker
+from identity.clock import SECOND_MS
 
 
 def opened() -> tuple[Breaker, FakeClock]:

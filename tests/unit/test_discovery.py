@@ -11,9 +11,9 @@ from parts.dns import FakeResolver
 
 from identity.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from identity.federation.discovery import MAX_DESTINATIONS, Discovery, order_services
-from identity.lru import LruCache
 from identity.federation.resolver import Service
 from identity.federation.transport import CallError, Deadline, Destination, Response
+from identity.lru import LruCache
 from identity.mxid import ServerName
 
 WELL_KNOWN = "/.well-known/matrix/server"
