@@ -18,7 +18,7 @@ from parts.processes import RunningServer, identity, kill, wait_until
 from identity.replication.chain import EMPTY_HEAD, leaf_of, next_head
 
 KILLS = int(os.environ.get("IDENTITY_TEST_KILLS", "8"))
-BINDS_BETWEEN_KILLS = 10
+BINDS_BETWEEN_KILLS = 6
 BINDERS = 5
 BIND_EVERY_S = 0.25
 ADDRESSES = 6

@@ -11,7 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 from parts.mailserver import MailServer
-from parts.processes import PATIENCE_S, RunningServer, away, identity, is_running, wait_until
+from parts.processes import (
+    PATIENCE_S,
+    RunningServer,
+    away,
+    identity,
+    is_running,
+    kill,
+    processes,
+    wait_until,
+)
 
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
@@ -131,10 +140,15 @@ def test_serve_restarts_what_crashed_although_the_database_is_away(running, post
 
 @one_database
 def test_serve_without_its_supervisor_ends(running):
-    pids = wait_until(lambda: running.descendants() if len(running.descendants()) == 4 else None)
+    orphans = set(running.descendants())
+    assert len(orphans) == 4
     running.signal(signal.SIGKILL)
     running.wait()
-    wait_until(lambda: not any(is_running(pid) for pid in pids))
+    try:
+        wait_until(lambda: not orphans & processes().keys())
+    finally:
+        for pid in orphans & processes().keys():
+            kill(pid)
 
 
 class SlowMailServer(MailServer):
