@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,12 +48,18 @@ def main() -> None:
     )
     parser.add_argument("ids", nargs="*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, help="begin no run after so long")
     arguments = parser.parse_args()
     chosen = [
         off for off in switch_offs() if not arguments.ids or set(off.ids) & set(arguments.ids)
     ]
+    ends_at = time.monotonic() + (arguments.seconds or float("inf"))
+
+    def run(off: SwitchOff) -> str | None:
+        return noticed(off) if time.monotonic() < ends_at else "not run"
+
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        outcomes = list(pool.map(noticed, chosen))
+        outcomes = list(pool.map(run, chosen))
     proven, unproven = set(), set()
     for off, outcome in zip(chosen, outcomes, strict=True):
         print(
