@@ -190,7 +190,7 @@ def test_smtp_server_that_hangs_ends_within_the_timeout(stage, tls):
         started = time.monotonic()
         with not_sent("time_out"):
             sender.send(make_mail(), ALICE)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4
         # The conversation is over as well, which frees its thread.
         server.wait_until_idle()
         assert server.mails == []
@@ -204,7 +204,7 @@ def test_smtp_server_that_drips_ends_within_the_timeout(tls):
         started = time.monotonic()
         with not_sent("time_out"):
             sender.send(make_mail(), ALICE)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4
         server.wait_until_idle()
         assert server.mails == []
 
