@@ -141,6 +141,7 @@ def test_own_invitations_need_an_access_token_and_accepted_terms(make_server, tm
         assert refused(alice.request(method, path), 403, "M_TERMS_NOT_SIGNED")
 
 
+@sqlite_only
 def test_operator_lists_and_revokes_invitations(server, alice, bob, clock, run):
     assert run("invites", "list") == []
     first = invite(alice, "carol@example.com").json
@@ -161,6 +162,7 @@ def test_operator_lists_and_revokes_invitations(server, alice, bob, clock, run):
     run("invites", "revoke", "nope", status=1)
 
 
+@sqlite_only
 def test_operator_sees_what_is_not_delivered_and_tries_dead_letters_again(
     server, alice, clock, homeserver, run
 ):
