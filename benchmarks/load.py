@@ -4,6 +4,7 @@ It parses no more of an answer than its end, so that it costs little beside the 
 """
 
 import multiprocessing
+import random
 import socket
 import time
 from dataclasses import dataclass
@@ -38,22 +39,31 @@ class Result:
         return self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
 
 
-def run(request: Request, connections: int, seconds: float) -> Result:
-    """Load from `connections` processes for so long. Raises: RuntimeError for any answer but 200."""
+def run(request: Request, connections: int, seconds: float, rate: float = 0.0) -> Result:
+    """Load from `connections` processes for so long; `rate`: requests a second of each, else as
+    many as are answered. Raises: RuntimeError for any answer but 200."""
     with multiprocessing.Pool(connections) as pool:
         began = time.perf_counter()
-        latencies = pool.starmap(_client, [(request, seconds)] * connections)
+        latencies = pool.starmap(_client, [(request, seconds, rate)] * connections)
         elapsed = time.perf_counter() - began
     merged = sorted(latency for each in latencies for latency in each)
     return Result(len(merged), elapsed, merged)
 
 
-def _client(request: Request, seconds: float) -> list[float]:
-    latencies = []
+def _client(request: Request, seconds: float, rate: float) -> list[float]:
+    latencies: list[float] = []
     with socket.create_connection((request.host, request.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        until = time.perf_counter() + seconds
-        while (began := time.perf_counter()) < until:
+        # Apart from each other, as strangers are.
+        start = time.perf_counter() + (random.random() / rate if rate else 0.0)
+        while (began := time.perf_counter()) < start + seconds:
+            if rate:
+                due = start + len(latencies) / rate
+                if began < due:
+                    time.sleep(due - began)
+                    due = time.perf_counter()
+                # From when it was due: what a slow answer holds up counts as slow, too.
+                began = due
             connection.sendall(request.data)
             _read_answer(connection)
             latencies.append(time.perf_counter() - began)
