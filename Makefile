@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check conformance test-jssdk test-synapse format lint types lock clean
+.PHONY: run test check conformance experiments test-jssdk test-synapse format lint types lock clean
 
 run: $(VENV)
 	$(BIN)/identity serve
@@ -16,6 +16,10 @@ check: lint types test
 # Makes docs/conformance.md: every behaviour is switched off once, and a test must notice.
 conformance: $(VENV)
 	$(BIN)/python tests/conformance/run.py
+
+# Faults made on purpose, against real processes. E="e18 e19" names some, QUICK=1 makes them small.
+experiments: $(VENV)
+	$(BIN)/python tests/experiments/run.py $(if $(QUICK),--quick) $(E)
 
 # Against the real programs; each says what it needs if that is not there.
 test-jssdk: $(VENV)

@@ -19,8 +19,14 @@ from identity.invites import routes as invites_routes
 from identity.keys import routes as keys_routes
 from identity.legacy import routes as legacy_routes
 from identity.lookup import routes as lookup_routes
+from identity.replication import routes as replication_routes
+from identity.replication.copies import Copies
+from identity.replication.receiving import Receiver
+from identity.replication.sydent import routes as sydent_routes
+from identity.replication.sydent.receiving import SydentReceiver
 from identity.services import Services
 from identity.terms import routes as terms_routes
+from identity.threepid import Medium
 from identity.validation import pages as validation_pages
 from identity.validation import routes as validation_routes
 from identity.web import probes
@@ -63,10 +69,15 @@ def create_app(services: Services) -> Flask:
         our_names(config.server),
     )
     pages = Pages(services.brands, str(config.server.name))
+    legacy_core = legacy_routes.core(
+        services.validation, authentication, config.validation.next_link_hosts
+    )
     return _application(
         config.server.request_body_limit,
         _CORS,
-        probes.blueprint(services.database, legacy=legacy.core),
+        probes.blueprint(
+            services.database, services.clock, str(config.server.name), legacy=legacy.core
+        ),
         accounts_routes.blueprint(services.accounts, authentication),
         terms_routes.blueprint(services.terms, authentication),
         *(
@@ -79,14 +90,22 @@ def create_app(services: Services) -> Flask:
         validation_routes.blueprint(
             services.validation, authentication, config.validation.next_link_hosts
         ),
-        validation_pages.blueprint(services.validation, authentication, pages),
+        *(
+            validation_pages.blueprint(services.validation, authentication, pages, medium)
+            for medium in Medium
+        ),
         associations_routes.blueprint(services.validation, authentication),
         unbinding.blueprint("unbind_v2", V2),
         *([unbinding.blueprint("unbind_v1", V1)] if legacy.open else []),
         invites_routes.blueprint(services.invites, authentication, config.server.public_url),
         invites_pages.blueprint(services.invites, pages),
+        replication_routes.blueprint(
+            replication_routes.PeerRequests(services.peers, str(config.server.name)),
+            services.receiver,
+            Copies(services.database, services.associations),
+        ),
         legacy_routes.lasting(services.invites),
-        *([legacy_routes.core(services.validation, authentication)] if legacy.core else []),
+        *([legacy_core] if legacy.core else []),
         *([legacy_routes.open_to_all(services, authentication)] if legacy.open else []),
     )
 
@@ -97,6 +116,16 @@ def create_internal_app(services: Services) -> Flask:
         services.config.server.request_body_limit,
         [],
         internal_routes.blueprint(services.associations),
+    )
+
+
+def create_sydent_app(services: Services) -> Flask:
+    """What Sydent peers push to, on a listener that asks for their certificates."""
+    receiver = Receiver(services.database, services.associations, services.clock)
+    return _application(
+        sydent_routes.BODY_LIMIT_BYTES,
+        [],
+        sydent_routes.blueprint(SydentReceiver(services.database, receiver, services.clock)),
     )
 
 

@@ -179,11 +179,57 @@ class LimitExceeded(IdentityError):
         self.retry_after_ms = retry_after_ms
 
 
+# --- replication ----------------------------------------------------------------------
+
+
+class Recovering(IdentityError):
+    """`retry_after_ms`: when it is worth trying again."""
+
+    message = "This server is being restored, and makes no changes yet; please try again"
+
+    def __init__(self, retry_after_ms: int = 10_000) -> None:
+        super().__init__()
+        self.retry_after_ms = retry_after_ms
+
+
+class UnknownPeer(IdentityError):
+    message = "This server does not replicate with that one"
+
+
+class PeerAhead(IdentityError):
+    """`last_id`: what is held of the peer; its push begins behind that."""
+
+    message = "Statements before these are missing here"
+
+    def __init__(self, last_id: int) -> None:
+        super().__init__()
+        self.last_id = last_id
+
+
+class VerificationFailed(InvalidRequest):
+    """`failed_ids`: of the statements with a wrong shape or without a good signature, as text, in
+    numeric order; nothing of that push is stored."""
+
+    message = "Verification failed for one or more associations"
+
+    def __init__(self, failed_ids: list[str]) -> None:
+        super().__init__()
+        self.failed_ids = failed_ids
+
+
 # --- the world around us --------------------------------------------------------------
 
 
 class EmailNotSent(IdentityError):
     message = "The e-mail could not be sent"
+
+
+class SmsNotSent(IdentityError):
+    message = "The text message could not be sent"
+
+
+class SmsUnclear(SmsNotSent):
+    """A provider may have taken it: it is neither sent again nor given back."""
 
 
 class HomeserverUnreachable(IdentityError):

@@ -38,6 +38,11 @@ class ServerName:
         """Raises: InvalidParameter when `text` does not satisfy the server-name grammar."""
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_SERVER_NAME_CHARACTERS:
             raise InvalidParameter("The server name is not valid")
+        return cls._parse(text)
+
+    @classmethod
+    @functools.lru_cache(maxsize=10_000)
+    def _parse(cls, text: str) -> Self:
         if text.startswith("["):
             bracketed, closed, rest = text[1:].partition("]")
             host, port_text = bracketed, rest.removeprefix(":")

@@ -20,11 +20,19 @@ from identity.limits.service import Limiter
 from identity.limits.store import RedisStorage, SqlStorage, Storage
 from identity.lookup.service import Lookups, Peppers
 from identity.messaging.brands import Brands
+from identity.messaging.channel import Channel, EmailChannel
 from identity.messaging.email import Composer
 from identity.messaging.sender import Sender, sender_from_config
 from identity.onbind.service import Notifications
+from identity.replication.peers import Peers
+from identity.replication.receiving import Receiver
+from identity.sms.channel import SmsChannel
+from identity.sms.defence import Defence
+from identity.sms.sender import TextSender
+from identity.sms.sender import sender_from_config as sms_sender_from_config
 from identity.terms.policy import Policies
 from identity.terms.service import Terms
+from identity.threepid import Medium
 from identity.validation.service import Validation
 
 
@@ -43,10 +51,13 @@ class Services:
     validation: Validation
     invites: Invites
     notifications: Notifications
+    peers: Peers
+    receiver: Receiver
     lookups: Lookups
     peppers: Peppers
     limit_storage: Storage
     limiter: Limiter
+    sms_defence: Defence
     lookup_budget: LookupBudget
     brands: Brands
 
@@ -64,9 +75,10 @@ def assemble(
     threads: int | None = None,
     resolver: Resolver | None = None,
     sender: Sender | None = None,
+    text_sender: TextSender | None = None,
 ) -> Services:
-    """`threads`: of this process, if not those of a web process. `resolver` and `sender`: others
-    than the configured ones, for tests.
+    """`threads`: of this process, if not those of a web process. `resolver`, `sender` and
+    `text_sender`: others than the configured ones, for tests.
 
     Raises: SetupError for files that the configuration names and that cannot be used.
     """
@@ -87,6 +99,14 @@ def assemble(
     brands = Brands(config.email.templates, config.email.default_brand)
     composer = Composer(brands, config, clock)
     sender = sender or sender_from_config(config, clock)
+    channels: dict[Medium, Channel] = {
+        Medium.EMAIL: EmailChannel(sender, composer, limiter, config)
+    }
+    defence = Defence(database, limiter, config, clock)
+    configured = sms_sender_from_config(config, clock)
+    if configured is not None:
+        texts = text_sender or configured
+        channels[Medium.MSISDN] = SmsChannel(texts, defence, brands, limiter, config)
     lookup_budget = LookupBudget(limiter)
     return Services(
         config=config,
@@ -99,15 +119,16 @@ def assemble(
             database, homeservers, limiter, clock, config.federation.allowed_homeservers
         ),
         terms=Terms(database, Policies.load(config.terms.file), clock),
-        validation=Validation(database, associations, limiter, composer, sender, config, clock),
-        invites=Invites(
-            database, signing_keys, limiter, lookup_budget, composer, sender, config, clock
-        ),
+        validation=Validation(database, associations, limiter, channels, config, clock),
+        invites=Invites(database, signing_keys, limiter, lookup_budget, channels, config, clock),
         notifications=Notifications(database, signing_keys, homeservers, server_name, clock),
+        peers=Peers(database, server_name, clock),
+        receiver=Receiver(database, associations, clock),
         lookups=Lookups(database, clock, config.lookup.algorithms, config.lookup.max_addresses),
         peppers=Peppers(database, clock, config.lookup.pepper_grace),
         limit_storage=limit_storage,
         limiter=limiter,
+        sms_defence=defence,
         lookup_budget=lookup_budget,
         brands=brands,
     )

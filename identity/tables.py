@@ -7,6 +7,8 @@ from identity.invites import models as invites
 from identity.keys import models as keys
 from identity.lookup import models as lookup
 from identity.onbind import models as onbind
+from identity.replication import models as replication
+from identity.sms import models as sms
 from identity.terms import models as terms
 from identity.validation import models as validation
 
@@ -18,6 +20,8 @@ __all__ = [
     "lookup",
     "metadata",
     "onbind",
+    "replication",
+    "sms",
     "terms",
     "validation",
 ]

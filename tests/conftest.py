@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from parts.clock import FakeClock
-from parts.databases import find_postgres
+from parts.databases import absent, find_postgres
+from parts.redis_server import OwnRedis
 from parts.server import Server
+from parts.sms_gateway import FakeGateway
+from parts.twilio import FakeTwilio
 
 from identity import schema
 from identity.config import load
@@ -97,6 +100,22 @@ def make_database_url(request, database_kind, tmp_path):
 
 
 @pytest.fixture
+def make_database(request, database_kind):
+    """Settings that name a new database, which holds nothing, not even tables."""
+    urls = []
+
+    def make() -> dict[str, str]:
+        if database_kind == "sqlite":
+            return {}
+        urls.append(request.getfixturevalue("postgres").create(migrated=False))
+        return {"DATABASE__URL": urls[-1]}
+
+    yield make
+    for url in urls:
+        request.getfixturevalue("postgres").drop(url)
+
+
+@pytest.fixture
 def make_server(make_database_url, tmp_path, clock):
     """Makes servers; a setting is `{"SECTION__KEY": "value"}`, as in the environment."""
     made = []
@@ -131,3 +150,30 @@ def alice(server):
 @pytest.fixture
 def bob(server):
     return server.account("@bob:hs.test")
+
+
+@pytest.fixture
+def twilio():
+    """For a server: `make_server(twilio.settings())`."""
+    with FakeTwilio() as running:
+        yield running
+
+
+@pytest.fixture
+def sms_gateway():
+    """Likewise: `make_server(sms_gateway.settings())`."""
+    with FakeGateway() as running:
+        yield running
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    """A redis-server that the test may kill."""
+    if not shutil.which("redis-server"):
+        absent("redis-server")
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = OwnRedis(folder)
+    server.start()
+    yield server
+    server.kill()

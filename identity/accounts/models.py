@@ -1,4 +1,4 @@
-"""Accounts, and the access tokens that act for them."""
+"""Accounts, the access tokens that act for them, and the homeservers that they come from."""
 
 from typing import Final
 
@@ -30,4 +30,12 @@ access_tokens: Final = sa.Table(
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
     # Refreshed at most once an hour, so that reading stays reading.
     sa.Column("used_at_ms", sa.BigInteger, nullable=False, index=True),
+)
+
+# By host, in lower case. How long a homeserver has been known says what its accounts may do.
+homeservers: Final = sa.Table(
+    "homeservers",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("first_seen_at_ms", sa.BigInteger, nullable=False),
 )

@@ -22,6 +22,7 @@ from identity.federation.homeserver import HomeserverClient
 from identity.limits.service import Limiter
 from identity.limits.subjects import ip_subjects
 from identity.mxid import ServerName, UserId
+from identity.sealing import StorageKeys
 
 _TOKEN_BYTES: Final = 32
 _MAX_TOKENS: Final = 50
@@ -69,7 +70,8 @@ class Accounts:
         now_ms = self._clock.now_ms()
 
         def work(tx: Transaction) -> None:
-            store.ensure_account(tx, str(user_id), now_ms)
+            if store.ensure_account(tx, str(user_id), now_ms):
+                store.ensure_homeserver(tx, user_id.server.host, now_ms)
             # Before the insert: a clock that was set back must not make the new one the oldest.
             store.keep_newest_tokens(tx, str(user_id), _MAX_TOKENS - 1)
             store.insert_token(tx, self._hash(token), str(user_id), now_ms)
@@ -111,4 +113,9 @@ class Accounts:
         )
 
     def _hash(self, token: str) -> bytes:
-        return self._database.keys.keyed_hash("access token", token)
+        return hash_token(self._database.keys, token)
+
+
+def hash_token(keys: StorageKeys, token: str) -> bytes:
+    """32 bytes, in place of which nothing of an access token is stored."""
+    return keys.keyed_hash("access token", token)

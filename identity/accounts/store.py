@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from identity.accounts.models import access_tokens, accounts
+from identity.accounts.models import access_tokens, accounts, homeservers
 from identity.database import Database, insert
 
 
@@ -14,6 +14,19 @@ def ensure_account(tx: sa.Connection, user_id: str, now_ms: int) -> bool:
         insert(tx, accounts).values(user_id=user_id, created_at_ms=now_ms).on_conflict_do_nothing()
     )
     return result.rowcount > 0
+
+
+def ensure_homeserver(tx: sa.Connection, host: str, now_ms: int) -> None:
+    """The first time that one of its accounts is seen counts."""
+    tx.execute(
+        insert(tx, homeservers).values(name=host, first_seen_at_ms=now_ms).on_conflict_do_nothing()
+    )
+
+
+def find_first_seen_at_ms(tx: sa.Connection, host: str) -> int | None:
+    """Since when a homeserver has had accounts here."""
+    query = sa.select(homeservers.c.first_seen_at_ms).where(homeservers.c.name == host)
+    return tx.execute(query).scalar()
 
 
 def insert_token(tx: sa.Connection, token_hash: bytes, user_id: str, now_ms: int) -> None:

@@ -11,6 +11,7 @@ from identity.config import Config, find_secret_files
 from identity.errors import SetupError
 from identity.keys.keyfile import read_signing_keys, read_storage_keys
 from identity.messaging.brands import Brands
+from identity.sms.message import check_texts
 from identity.terms.policy import Policies
 
 
@@ -71,7 +72,9 @@ def probe_terms(config: Config) -> Iterator[Line]:
 
 def probe_templates(config: Config) -> Iterator[Line]:
     try:
-        Brands(config.email.templates, config.email.default_brand)
+        brands = Brands(config.email.templates, config.email.default_brand)
+        if config.sms_providers:
+            check_texts(brands, config)
     except SetupError as error:
         yield fail(str(error))
     else:

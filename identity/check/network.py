@@ -21,6 +21,7 @@ from identity.check.files import probe_folder
 from identity.check.report import Line, fail, ok, warn
 from identity.config import Config, Email
 from identity.database import create_engine
+from identity.errors import SetupError
 from identity.messaging.email import mail_host
 
 # One step of a conversation; the deadline of the whole run bounds how many there can be.
@@ -203,9 +204,29 @@ def probe_public_url(config: Config) -> Iterator[Line]:
         yield warn(f"{where}: answered {status}, not as an identity server does")
 
 
-def _get_json(url: str, headers: dict[str, str]) -> tuple[int, Any]:
+def fetch_public_key(url: str, key_id: str, tls: ssl.SSLContext) -> str | None:
+    """What the identity server at `url` publishes under `key_id`; None if nothing.
+
+    Raises: SetupError when it does not answer as an identity server does.
+    """
+    try:
+        path = f"/_matrix/identity/v2/pubkey/{quote(key_id)}"
+        status, answer = _get_json(url + path, {}, tls)
+    except urllib3.exceptions.HTTPError as error:
+        raise SetupError(f"{url}: {why(error)}") from None
+    if status == 404:
+        return None
+    public_key = answer.get("public_key") if isinstance(answer, dict) else None
+    if status != 200 or not isinstance(public_key, str):
+        raise SetupError(f"{url} answered {status}, not as an identity server does")
+    return public_key
+
+
+def _get_json(
+    url: str, headers: dict[str, str], tls: ssl.SSLContext | None = None
+) -> tuple[int, Any]:
     """Status and decoded body, None where that is no JSON. Raises: urllib3's HTTPError."""
-    with urllib3.PoolManager(ssl_context=ssl.create_default_context()) as pool:
+    with urllib3.PoolManager(ssl_context=tls or ssl.create_default_context()) as pool:
         response = pool.request(
             "GET",
             url,

@@ -127,9 +127,22 @@ def _warnings_of_sending(config: Config) -> Iterator[str]:
         and not _is_local(config.email.smtp_host)
     ):
         yield "[email] tls: none shows every validation token to the network"
-    paid = [name for name in config.sms_providers if name != "file"]
-    if paid and not config.sms.allowed_calling_codes:
+    yield from _warnings_of_texts(config)
+
+
+def _warnings_of_texts(config: Config) -> Iterator[str]:
+    sms, providers = config.sms, config.sms_providers
+    if set(providers) - {"file"} and not sms.allowed_calling_codes:
         yield "[sms] allowed_calling_codes: none are listed, so no SMS is sent"
+    for_all = sms.twilio.messaging_service_sid or sms.originators.get("default") or sms.from_
+    if "twilio" in providers and not for_all:
+        without = [code for code in sms.allowed_calling_codes if not sms.originators.get(code)]
+        if without:
+            codes = ", ".join(without).replace("*", "all others")
+            yield f"[sms] originators: none for {codes}, so Twilio sends nothing there"
+    gateway = urlsplit(sms.http.url)
+    if "http" in providers and gateway.scheme == "http" and not _is_local(gateway.hostname or ""):
+        yield "[sms.http] url: http shows every code to the network; use https"
 
 
 def _warnings_of_access(config: Config) -> Iterator[str]:

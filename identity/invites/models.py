@@ -1,4 +1,4 @@
-"""Invitations, their ephemeral keys, and addresses that want no mail."""
+"""Invitations, their ephemeral keys, and addresses that want none."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from identity.accounts.models import USER_ID
 from identity.associations.models import THREEPID
 from identity.database import Sealed, metadata
 
-# An invitation is prepared, then mailed, then live; it ends delivered, revoked or expired.
+# An invitation is prepared, then sent, then live; it ends delivered, revoked or expired.
 invites: Final = sa.Table(
     "invites",
     metadata,
@@ -20,6 +20,8 @@ invites: Final = sa.Table(
     sa.Column("address", Sealed("invites.address"), nullable=False),
     sa.Column("room_id", sa.String(255), nullable=False),
     sa.Column("sender", USER_ID, nullable=False, index=True),
+    # What the page behind a short link shows, as JSON; null where the message itself says it.
+    sa.Column("page", Sealed("invites.page")),
     # The key id that was handed out with it: its homeserver's room refers to that key.
     sa.Column("key_id", sa.String(64), nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
@@ -41,7 +43,7 @@ ephemeral_keys: Final = sa.Table(
     sa.Column("revoked_at_ms", sa.BigInteger),
 )
 
-# Only the blind index of an address: enough to keep the promise, and nothing more.
+# Of phone numbers too. Only the blind index of an address: enough to keep the promise, and nothing more.
 unwanted_mail: Final = sa.Table(
     "unwanted_mail",
     metadata,

@@ -3,6 +3,7 @@
 Source: Matrix Identity Service API, "Invitation storage" and "Ephemeral invitation signing".
 """
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from flask import Blueprint, request
@@ -10,6 +11,7 @@ from flask import Blueprint, request
 from identity.errors import UnrecognizedMedium
 from identity.invites.invite import InviteRequest, parse_room_id, texts_of
 from identity.invites.service import Invites, StoredInvite
+from identity.messaging.brands import find_brand_name
 from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
 from identity.web.authentication import Authentication
@@ -38,7 +40,7 @@ def blueprint(invites: Invites, authentication: Authentication, public_url: str)
     @routes.post(f"{V2}/store-invite")
     def store_invite() -> dict[str, Any]:
         caller = authentication.caller()
-        stored = invites.store(caller, invite_request(json_object()))
+        stored = invites.store(caller, invite_request(json_object(), invites.media))
         return stored_json(stored, public_url)
 
     @routes.post(f"{V2}/sign-ed25519")
@@ -74,19 +76,28 @@ def blueprint(invites: Invites, authentication: Authentication, public_url: str)
     return routes
 
 
-def invite_request(values: dict[str, Any]) -> InviteRequest:
-    """Raises: MissingParameters, InvalidParameter, UnrecognizedMedium, InvalidEmail."""
+def invite_request(values: dict[str, Any], media: Collection[Medium]) -> InviteRequest:
+    """Raises: MissingParameters, InvalidParameter, UnrecognizedMedium, InvalidEmail,
+    InvalidPhoneNumber."""
     named = StoreInvite.parse(values)
+    medium = Medium.parse(named.medium)
     # Before the address is looked at: whatever it is, nobody is invited by another medium.
-    if named.medium != Medium.EMAIL:
+    if medium not in media:
         raise UnrecognizedMedium
     return InviteRequest(
-        threepid=ThreePid.email(named.address),
+        threepid=_recipient(medium, named.address),
         room_id=parse_room_id(named.room_id),
         sender=UserId.parse(named.sender),
         texts=texts_of(values),
-        brand=request.args.get("brand"),
+        brand=find_brand_name(request.args.get("brand")),
     )
+
+
+def _recipient(medium: Medium, address: str) -> ThreePid:
+    """A phone number is one that could be dialled, for a message will be sent to it."""
+    if medium is Medium.EMAIL:
+        return ThreePid.email(address)
+    return ThreePid.phone(f"+{address.removeprefix('+')}", "")
 
 
 def stored_json(stored: StoredInvite, public_url: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Use cases of invitations: store and mail one, sign one, list and revoke them.
+"""Use cases of invitations: store and send one, show and sign one, list and revoke them.
 
-How one goes out: one transaction inserts it prepared, then the mail is sent while the caller
+How one goes out: one transaction inserts it prepared, then the message is sent while the caller
 waits, then a second transaction makes it live, or deletes it. A prepared invitation is never
 fulfilled; should its 3PID be bound in the meantime, the second transaction sees to it.
 """
@@ -28,10 +28,15 @@ from identity.errors import (
 )
 from identity.invites import store
 from identity.invites.invite import (
+    WEB_CLIENT,
     BlockList,
     InviteRequest,
+    decode_page,
+    encode_page,
+    find_seed,
     new_token,
     redact,
+    short_link,
     sign_url,
     web_client_link,
 )
@@ -40,17 +45,16 @@ from identity.keys.service import SigningKeys
 from identity.limits.lookup_budget import LookupBudget
 from identity.limits.service import Limiter
 from identity.limits.subjects import ip_subjects
-from identity.messaging.email import Composer
-from identity.messaging.invitation import invitation_mail
-from identity.messaging.sender import Sender
+from identity.messaging.channel import Channel, Channels, Invitation
 from identity.mxid import UserId
 from identity.onbind import outbox
 from identity.signing import SEED_BYTES, SigningKey, encode_public_key, parse_public_key
+from identity.threepid import Medium, ThreePid
 
 _EPHEMERAL_KEY_ID: Final = "ed25519:0"
-# Where a mail's "do not mail me again" leads.
+# Where "do not mail me again" leads, or the like in a page.
 REFUSE_PATH: Final = "/_matrix/identity/invites/refuse"
-# No sender takes longer than this to accept or refuse a mail.
+# No sender takes longer than this to accept or refuse a message.
 _SENDING_MS: Final = HOUR_MS
 
 
@@ -64,8 +68,17 @@ class StoredInvite:
     display_name: str
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedInvite:
+    """What the page behind a short link shows. `link` leads on, into the web client."""
+
+    request: InviteRequest
+    link: str
+    refuse_link: str
+
+
 class Invites:
-    """Invitations of people who are not on Matrix yet."""
+    """Invitations of people who are not on Matrix yet. `media`: by which they are sent."""
 
     def __init__(
         self,
@@ -73,8 +86,7 @@ class Invites:
         signing_keys: SigningKeys,
         limiter: Limiter,
         budget: LookupBudget,
-        composer: Composer,
-        sender: Sender,
+        channels: Channels,
         config: Config,
         clock: Clock,
     ) -> None:
@@ -82,8 +94,7 @@ class Invites:
         self._signing_keys = signing_keys
         self._limiter = limiter
         self._budget = budget
-        self._composer = composer
-        self._sender = sender
+        self._channels = channels
         self._clock = clock
         self._server_name = str(config.server.name)
         self._public_url = config.server.public_url
@@ -96,11 +107,18 @@ class Invites:
             config.invites.blocked_keywords,
         )
 
-    def store(self, caller: Caller, request: InviteRequest) -> StoredInvite:
-        """Keep an invitation and mail it.
+        self.media = frozenset(
+            medium
+            for medium in channels
+            if medium is not Medium.MSISDN or config.invites.allow_msisdn
+        )
 
-        Raises: NotTheTokenOwner, Forbidden, LimitExceeded, ThreePidInUse, EmailNotSent. Then
-        nothing is kept.
+    def store(self, caller: Caller, request: InviteRequest) -> StoredInvite:
+        """Keep an invitation and send it; the request's medium is one of `media`.
+
+        Raises: NotTheTokenOwner, Forbidden, LimitExceeded, ThreePidInUse, InvalidEmail,
+        InvalidPhoneNumber, DestinationRejected, EmailNotSent, SmsNotSent, StorageUnavailable.
+        Then nothing is kept.
         """
         if caller.user_id is not None and caller.user_id != request.sender:
             raise NotTheTokenOwner
@@ -109,17 +127,53 @@ class Invites:
         # Whether an address is bound is an answer like that of a lookup, and paid for alike.
         self._pay_for_answer(caller)
         self._check_unbound(blind)
+        channel = self._channels[request.threepid.medium]
+        channel.check_served(request.threepid)
         if self._database.read(lambda tx: store.is_mail_refused(tx, blind)):
-            raise Forbidden("That address does not want any mail from this server")
-        self._sender.check_ready()
-        self._limiter.spend(
+            raise Forbidden("That address does not want any invitations from this server")
+        channel.check_ready()
+        permits = channel.admit_invitation(
+            caller,
+            request.threepid,
             ("invite_sender", str(request.sender)),
             ("invite_recipient", request.threepid.address),
             ("invite_homeserver", request.sender.server.host),
-            ("email_domain", request.threepid.address.rpartition("@")[2]),
-            ("email_global", ""),
         )
-        return self._send(blind, request)
+        try:
+            invite, ephemeral, public_key = self._prepare(blind, request, channel)
+        except Exception:
+            permits.give_back()
+            raise
+        try:
+            channel.send_invitation(self._message(request, invite.token, ephemeral.seed), permits)
+        except Exception:
+            # Whatever it was, a fault of ours too: the caller is told that nothing was sent.
+            self._database.write(lambda tx: store.delete_invite(tx, invite.token_hash))
+            raise
+        self._database.write(lambda tx: self._make_live(tx, invite))
+        return StoredInvite(
+            token=invite.token,
+            public_key=public_key,
+            ephemeral_public_key=encode_public_key(ephemeral.public_key),
+            display_name=redact(request.threepid),
+        )
+
+    def open(self, seed_b64: str) -> OpenedInvite:
+        """What a short link leads to, by the private half of the key that it ends in.
+
+        Raises: InviteUnknown for what is none, has expired or was revoked.
+        """
+        seed = find_seed(seed_b64)
+        if seed is None:
+            raise InviteUnknown
+        public_key = SigningKey.from_seed(_EPHEMERAL_KEY_ID, seed).public_key
+        invite = self._database.read(lambda tx: store.find_invite_by_key(tx, public_key))
+        if invite is None or invite.page is None or invite.expires_at_ms <= self._clock.now_ms():
+            raise InviteUnknown
+        sender = UserId.parse(invite.sender)
+        request = decode_page(invite.page, invite.recipient(), invite.room_id, sender)
+        message = self._message(request, invite.token, seed)
+        return OpenedInvite(request, message.link, message.refuse_link)
 
     def sign(self, mxid: UserId, token: str, private_key: str) -> dict[str, Any]:
         """The third-party invite for one MXID, signed with the invitation's ephemeral key.
@@ -184,21 +238,21 @@ class Invites:
 
         self._database.write(work)
 
-    def find_recipient(self, token: str, code: str) -> str:
-        """The address that the mail with this token and code went to. Raises: InviteUnknown."""
-        return self._database.read(lambda tx: self._get_mailed(tx, token, code)).address
+    def find_recipient(self, token: str, code: str) -> ThreePid:
+        """Whom the message with this token and code went to. Raises: InviteUnknown."""
+        return self._database.read(lambda tx: self._get_sent(tx, token, code)).recipient()
 
-    def refuse_mail(self, token: str, code: str) -> str:
-        """Whoever has the mail of this invitation wants no other; returns their address.
+    def refuse_mail(self, token: str, code: str) -> ThreePid:
+        """Whoever has the message of this invitation wants no other; returns their address.
 
         The token alone shows nothing: everyone in the room can read it. Raises: InviteUnknown.
         """
         now_ms = self._clock.now_ms()
 
-        def work(tx: Transaction) -> str:
-            invite = self._get_mailed(tx, token, code)
+        def work(tx: Transaction) -> ThreePid:
+            invite = self._get_sent(tx, token, code)
             store.refuse_mail(tx, invite.threepid, now_ms)
-            return invite.address
+            return invite.recipient()
 
         return self._database.write(work)
 
@@ -221,7 +275,10 @@ class Invites:
         if current is not None and current.mxid and current.is_live(self._clock.now_ms()):
             raise ThreePidInUse(current.mxid)
 
-    def _send(self, blind: bytes, request: InviteRequest) -> StoredInvite:
+    def _prepare(
+        self, blind: bytes, request: InviteRequest, channel: Channel
+    ) -> tuple[Invite, SigningKey, str]:
+        """The stored invitation, its ephemeral key, and our public key that goes with it."""
         token, now_ms = new_token(), self._clock.now_ms()
         ephemeral = SigningKey.generate(_EPHEMERAL_KEY_ID)
         active = self._database.read(self._signing_keys.active)
@@ -233,6 +290,7 @@ class Invites:
             address=request.threepid.address,
             room_id=request.room_id,
             sender=str(request.sender),
+            page=encode_page(request) if channel.short_links else None,
             key_id=active.key_id,
             created_at_ms=now_ms,
             expires_at_ms=now_ms + self._lifetime_ms,
@@ -241,27 +299,17 @@ class Invites:
             signed_for=None,
         )
         self._database.write(lambda tx: store.prepare_invite(tx, invite, ephemeral.public_key))
-        signing = sign_url(self._public_url, token, encode_base64(ephemeral.seed, urlsafe=True))
+        return invite, ephemeral, encode_public_key(active.public_key)
+
+    def _message(self, request: InviteRequest, token: str, seed: bytes) -> Invitation:
+        signing = sign_url(self._public_url, token, encode_base64(seed, urlsafe=True))
         web_client = self._choose_web_client(request.texts)
-        try:
-            message = invitation_mail(
-                self._composer,
-                request,
-                token=token,
-                link=web_client_link(web_client, request.threepid, signing, request),
-                refuse_link=self._refuse_link(token),
-            )
-            self._sender.send(message, request.threepid.address)
-        except Exception:
-            # Whatever it was, a fault of ours too: the caller is told that nothing was sent.
-            self._database.write(lambda tx: store.delete_invite(tx, invite.token_hash))
-            raise
-        self._database.write(lambda tx: self._make_live(tx, invite))
-        return StoredInvite(
+        return Invitation(
+            request=request,
             token=token,
-            public_key=encode_public_key(active.public_key),
-            ephemeral_public_key=encode_public_key(ephemeral.public_key),
-            display_name=redact(request.threepid),
+            link=web_client_link(web_client, signing, request),
+            short_link=short_link(self._public_url, seed),
+            refuse_link=self._refuse_link(token),
         )
 
     def _make_live(self, tx: Transaction, invite: Invite) -> None:
@@ -283,11 +331,11 @@ class Invites:
         return f"{self._public_url}{REFUSE_PATH}?{query}"
 
     def _refuse_code(self, token: str) -> str:
-        """What only the mail has: 43 URL-safe characters."""
+        """What only the recipient is told: 43 URL-safe characters."""
         code = self._database.keys.keyed_hash("refuse mail", token)
         return str(encode_base64(code, urlsafe=True))
 
-    def _get_mailed(self, tx: Transaction, token: str, code: str) -> Invite:
+    def _get_sent(self, tx: Transaction, token: str, code: str) -> Invite:
         invite = store.find_invite(tx, self._hash(token))
         expected = self._refuse_code(token)
         if invite is None or not hmac.compare_digest(code.encode(), expected.encode()):
@@ -295,7 +343,7 @@ class Invites:
         return invite
 
     def _choose_web_client(self, texts: Mapping[str, str]) -> str:
-        wanted = texts.get("org.matrix.web_client_location", "").rstrip("/")
+        wanted = texts.get(WEB_CLIENT, "").rstrip("/")
         return wanted if wanted in self._web_clients else self._web_client
 
     def _hash(self, token: str) -> bytes:

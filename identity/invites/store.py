@@ -7,12 +7,13 @@ import sqlalchemy as sa
 
 from identity.database import insert
 from identity.invites.models import ephemeral_keys, invites, unwanted_mail
+from identity.threepid import Medium, ThreePid
 
 
 @dataclass(frozen=True, slots=True)
 class Invite:
     """One row. Times in ms since the epoch; `delivered_at_ms`, `revoked_at_ms`, `signed_for` None:
-    not yet."""
+    not yet; `threepid`: its blind index; `page` None: the message had no short link."""
 
     token_hash: bytes
     token: str
@@ -21,6 +22,7 @@ class Invite:
     address: str
     room_id: str
     sender: str
+    page: str | None
     key_id: str
     created_at_ms: int
     expires_at_ms: int
@@ -28,9 +30,12 @@ class Invite:
     revoked_at_ms: int | None
     signed_for: str | None
 
+    def recipient(self) -> ThreePid:
+        return ThreePid(Medium(self.medium), self.address)
+
 
 def prepare_invite(tx: sa.Connection, invite: Invite, ephemeral_public_key: bytes) -> None:
-    """The key is valid from now on; the invitation waits for its mail to be accepted."""
+    """The key is valid from now on; the invitation waits for its message to be accepted."""
     tx.execute(
         invites.insert().values(
             token_hash=invite.token_hash,
@@ -40,6 +45,7 @@ def prepare_invite(tx: sa.Connection, invite: Invite, ephemeral_public_key: byte
             address=invite.address,
             room_id=invite.room_id,
             sender=invite.sender,
+            page=invite.page,
             key_id=invite.key_id,
             created_at_ms=invite.created_at_ms,
             expires_at_ms=invite.expires_at_ms,
@@ -60,7 +66,7 @@ def make_invite_live(tx: sa.Connection, token_hash: bytes) -> None:
 
 
 def delete_invite(tx: sa.Connection, token_hash: bytes) -> None:
-    """Of a mail that was not sent."""
+    """Of a message that was not sent."""
     tx.execute(ephemeral_keys.delete().where(ephemeral_keys.c.token_hash == token_hash))
     tx.execute(invites.delete().where(invites.c.token_hash == token_hash))
 
@@ -68,6 +74,21 @@ def delete_invite(tx: sa.Connection, token_hash: bytes) -> None:
 def find_invite(tx: sa.Connection, token_hash: bytes) -> Invite | None:
     """A live one, whatever has become of it."""
     query = sa.select(invites).where(invites.c.token_hash == token_hash, invites.c.live)
+    row = tx.execute(query).first()
+    return None if row is None else _invite(row)
+
+
+def find_invite_by_key(tx: sa.Connection, public_key: bytes) -> Invite | None:
+    """The live one with this ephemeral key, unless the key is revoked."""
+    query = (
+        sa.select(invites)
+        .join(ephemeral_keys, ephemeral_keys.c.token_hash == invites.c.token_hash)
+        .where(
+            ephemeral_keys.c.public_key == public_key,
+            ephemeral_keys.c.revoked_at_ms.is_(None),
+            invites.c.live,
+        )
+    )
     row = tx.execute(query).first()
     return None if row is None else _invite(row)
 
@@ -130,7 +151,7 @@ def revoke_invite(tx: sa.Connection, token_hash: bytes, now_ms: int) -> None:
 
 
 def delete_expired(tx: sa.Connection, now_ms: int, prepared_before_ms: int, limit: int) -> int:
-    """Those past their time, and those whose mail was never accepted; returns how many.
+    """Those past their time, and those whose message was never accepted; returns how many.
 
     The key of one that was never delivered stops being valid.
     """
@@ -170,6 +191,7 @@ def _invite(row: Any) -> Invite:
         address=row.address,
         room_id=row.room_id,
         sender=row.sender,
+        page=row.page,
         key_id=row.key_id,
         created_at_ms=row.created_at_ms,
         expires_at_ms=row.expires_at_ms,

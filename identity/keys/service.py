@@ -41,11 +41,28 @@ class SigningKeys:
             raise SetupError("Every signing key is revoked; run: identity keys rotate")
         return self._hold(key_id)
 
+    def get_active(self) -> SigningKey:
+        """The key to sign with now, outside of a transaction."""
+        return self._database.read(self.active)
+
+    def all_public(self) -> dict[str, bytes]:
+        """Key id to 32 bytes of every key that ever was ours, as far as this host knows."""
+        rows = self._database.read(store.signing_key_rows)
+        published = {row.key_id: bytes(row.public_key) for row in rows}
+        return {key_id: key.public_key for key_id, key in self._held.items()} | published
+
     def all_held(self, key_id: str) -> list[SigningKey]:
         """The key of that id, if this host still holds it, and the active one; each once."""
         active = self._database.read(self.active)
         named = self._held.get(key_id)
         return [active] if named is None or named.key_id == active.key_id else [named, active]
+
+    def find_held(self, key_id: str) -> SigningKey | None:
+        """The key of that id, if this host holds it and it is not revoked."""
+        rows = self._database.read(store.signing_key_rows)
+        if not any(row.key_id == key_id and row.revoked_at_ms is None for row in rows):
+            return None
+        return self._held.get(key_id)
 
     def public_keys(self) -> dict[str, str]:
         """Key id to unpadded base64 of every published key, oldest first, revoked ones too."""

@@ -22,7 +22,14 @@ from identity.limits.subjects import ip_subjects
 from identity.mxid import UserId
 from identity.services import Services
 from identity.threepid import Medium, ThreePid
-from identity.validation.routes import RequestEmailToken, SubmitToken, email_token_request, submit
+from identity.validation.routes import (
+    RequestEmailToken,
+    RequestPhoneToken,
+    SubmitToken,
+    send_to_email,
+    send_to_phone,
+    submit,
+)
 from identity.validation.service import Validation
 from identity.validation.session import parse_client_secret
 from identity.web.authentication import Authentication
@@ -48,7 +55,10 @@ def lasting(invites: Invites) -> Blueprint:
     return routes
 
 
-def core(validation: Validation, authentication: Authentication) -> Blueprint:
+def core(
+    validation: Validation, authentication: Authentication, next_link_hosts: tuple[str, ...]
+) -> Blueprint:
+    """What homeservers ask, with parameters as JSON or as a form."""
     routes = Blueprint("legacy_core", __name__, url_prefix=V1)
 
     @routes.get("")
@@ -61,6 +71,16 @@ def core(validation: Validation, authentication: Authentication) -> Blueprint:
         secret = parse_client_secret(query.client_secret)
         threepid, at_ms = validation.get_validated(authentication.anonymous(), query.sid, secret)
         return {"medium": threepid.medium, "address": threepid.address, "validated_at": at_ms}
+
+    @routes.post("/validate/msisdn/requestToken")
+    def request_phone_token() -> dict[str, Any]:
+        body = RequestPhoneToken.parse(legacy_parameters())
+        return send_to_phone(validation, authentication.anonymous(), body, next_link_hosts)
+
+    @routes.post("/validate/msisdn/submitToken")
+    def submit_phone_token() -> Response:
+        values = SubmitToken.parse(legacy_parameters())
+        return submit(validation, authentication.anonymous(), Medium.MSISDN, values)
 
     return routes
 
@@ -96,14 +116,15 @@ def open_to_all(services: Services, authentication: Authentication) -> Blueprint
 
     @routes.post("/store-invite")
     def store_invite() -> dict[str, Any]:
-        stored = invites.store(authentication.anonymous(), invite_request(legacy_parameters()))
+        asked = invite_request(legacy_parameters(), invites.media)
+        stored = invites.store(authentication.anonymous(), asked)
         return stored_json(stored, public_url)
 
     @routes.post("/validate/email/requestToken")
     def request_token() -> dict[str, Any]:
         body = RequestEmailToken.parse(legacy_parameters())
-        asked = email_token_request(body, config.validation.next_link_hosts)
-        return {"sid": validation.request_email_token(authentication.anonymous(), asked)}
+        caller = authentication.anonymous()
+        return send_to_email(validation, caller, body, config.validation.next_link_hosts)
 
     @routes.post("/validate/email/submitToken")
     def submit_token() -> Response:

@@ -68,7 +68,9 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
             "10/h, 50/d", per="MXID that invites", protects="strangers from one who invites them"
         ),
         "invite_recipient": Limit(
-            "3/d", per="e-mail address", protects="a mailbox from invitations, whoever sends them"
+            "3/d",
+            per="e-mail address or phone number",
+            protects="whoever has it from invitations, whoever sends them",
         ),
         "invite_homeserver": Limit(
             "100/h", per="homeserver of the sender", protects="the same from one with many accounts"
@@ -80,6 +82,43 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
         ),
         "invite_ip_wide": Limit(
             "180/h", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
+        "sms_number": Limit(
+            "1/30s, 3/10m, 5/d",
+            per="phone number",
+            protects="whoever has it from being flooded, whoever asks",
+        ),
+        "sms_block": Limit(
+            "10/h, 50/d",
+            per="10,000 numbers, which differ in the last four digits",
+            protects="money from fraudsters, who rent numbers by the block",
+        ),
+        "sms_country_known": Limit(
+            "50/h",
+            per="country, for accounts of known homeservers",
+            protects="money, and a share of the country for them",
+        ),
+        "sms_country_others": Limit(
+            "10/h", per="country, for everybody else", protects="money, and the share of the known"
+        ),
+        "sms_account": Limit("5/h, 10/d", per="account", protects="money from one account"),
+        "sms_ip": Limit("10/h", per="IPv4 address or IPv6 /64", protects="money from one network"),
+        "sms_ip_wide": Limit(
+            "30/h", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
+        "sms_homeserver": Limit(
+            "50/h", per="homeserver of the account", protects="money from one with many accounts"
+        ),
+        "sms_global": Limit("300/h", per="whole server", protects="money"),
+        "sms_alarm": Limit(
+            "60/h",
+            per="whole server, while the alarm is on",
+            protects="codes from being guessed over many numbers",
+        ),
+        "wrong_codes_global": Limit(
+            "200/h",
+            per="whole server",
+            protects="nothing by itself: used up, it sets off the alarm for an hour",
         ),
         "wrong_tokens_account": Limit(
             "20/d", per="account", protects="tokens and codes from being guessed"

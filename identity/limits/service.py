@@ -58,6 +58,21 @@ class Limiter:
         if not decision.allowed:
             raise self.refusal(costs, decision)
 
+    def uses_up(self, subject: Subject) -> bool:
+        """Take one permit if there is one; whether none is left now, by any of its rates.
+
+        Raises: as `spend`, but for LimitExceeded.
+        """
+        if not self.enabled:
+            return False
+        costs = {subject: 1}
+        decision = self.attempt(costs)
+        now_us = self.clock.now_ms() * 1_000
+        return not decision.allowed or any(
+            charge.wait_us(tat_us, now_us)
+            for (_, charge), tat_us in zip(self._charges(costs), decision.tats_us, strict=True)
+        )
+
     def refund(self, *subjects: Subject) -> None:
         """Give back what `spend` took a moment ago. Never fails: at worst it stays spent."""
         if not self.enabled or not subjects:

@@ -35,12 +35,15 @@ def follow(tx: Transaction, keys: StorageKeys, changes: Iterable[Change]) -> Non
     """
     changes = list(changes)
     for pepper in store.all_peppers(tx):
+        number = pepper.pepper_id
+        gone: list[tuple[int, bytes]] = []
         put: list[tuple[int, bytes, bytes]] = []
         for change in changes:
             before = tags_of(keys, change.before, pepper.text)
             after = tags_of(keys, change.after, pepper.text)
-            store.delete_tags(tx, pepper.pepper_id, before - after)
-            put += [(pepper.pepper_id, tag, change.threepid) for tag in after]
+            gone += [(number, tag) for tag in before - after]
+            put += [(number, tag, change.threepid) for tag in after]
+        store.delete_tags(tx, gone)
         store.put_tags(tx, put)
 
 

@@ -1,7 +1,7 @@
 """Statements over peppers and the lookup index, one a function."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,12 +95,15 @@ def put_tags(tx: sa.Connection, rows: Sequence[tuple[int, bytes, bytes]]) -> Non
         )
 
 
-def delete_tags(tx: sa.Connection, pepper_id: int, tags: Iterable[bytes]) -> None:
-    for tag in tags:
+def delete_tags(tx: sa.Connection, rows: Sequence[tuple[int, bytes]]) -> None:
+    """`rows`: (pepper id, tag)."""
+    if rows:
         tx.execute(
             lookup_index.delete().where(
-                lookup_index.c.pepper_id == pepper_id, lookup_index.c.tag == tag
-            )
+                lookup_index.c.pepper_id == sa.bindparam("of_pepper"),
+                lookup_index.c.tag == sa.bindparam("of_tag"),
+            ),
+            [{"of_pepper": pepper_id, "of_tag": tag} for pepper_id, tag in rows],
         )
 
 

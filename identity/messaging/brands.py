@@ -49,6 +49,10 @@ class Brands:
             if brand != default_brand
         }
 
+    def names(self) -> list[str | None]:
+        """Every brand there is; None is the default one."""
+        return [None, *self._brands]
+
     def render(self, brand: str | None, file: str, variables: Mapping[str, object]) -> str:
         """The text of `file` in `brand`, which may be any string a caller sent."""
         environment = self._brands.get(brand or "", self._default)

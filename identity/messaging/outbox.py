@@ -1,4 +1,4 @@
-"""An outbox for development: mails become files instead of being sent."""
+"""An outbox for development: messages become files instead of being sent."""
 
 import itertools
 import os
@@ -16,15 +16,47 @@ from identity.errors import EmailNotSent
 log = structlog.get_logger(__name__)
 
 
-class FileOutbox:
-    """Writes each mail as `<time>-<n>.eml`, mode 0600, and names the file in the log.
+class Folder:
+    """Where each message becomes a file `<time>-<n><suffix>`, mode 0600.
 
     A file appears whole or not at all. Several processes may share the folder.
     """
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
         self._clock = clock
+
+    def write(self, content: bytes, suffix: str) -> Path:
+        """The new file. `suffix`: with its dot. Raises: OSError."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        time = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z"
+        path, draft = self._reserve(time, suffix)
+        try:
+            draft.write_bytes(content)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+        return draft.replace(path)
+
+    def _reserve(self, time: str, suffix: str) -> tuple[Path, Path]:
+        """The first name that is free, and the empty draft that keeps it for us."""
+        for number in itertools.count():
+            path = self.path / f"{time}-{number}{suffix}"
+            draft = path.with_suffix(".tmp")
+            with suppress(FileExistsError):
+                os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                if not path.exists():
+                    return path, draft
+                draft.unlink()
+        raise AssertionError("there is always a higher number")
+
+
+class FileOutbox:
+    """Writes each mail as `<time>-<n>.eml` and names the file in the log."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = Folder(folder, clock)
 
     def check_ready(self) -> None:
         """A folder always is."""
@@ -33,34 +65,12 @@ class FileOutbox:
         """Write the mail; `recipient` stands in its To header. Raises: EmailNotSent."""
         del recipient
         try:
-            path = self._write(_readable(message))
+            path = self._folder.write(_readable(message), ".eml")
         except OSError as error:
-            log.warning("email_not_sent", reason=type(error).__name__, folder=str(self._folder))
+            folder = str(self._folder.path)
+            log.warning("email_not_sent", reason=type(error).__name__, folder=folder)
             raise EmailNotSent from None
         log.info("email_written", path=str(path))
-
-    def _write(self, content: bytes) -> Path:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
-        path, draft = self._reserve(f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z")
-        try:
-            draft.write_bytes(content)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-        return draft.replace(path)
-
-    def _reserve(self, time: str) -> tuple[Path, Path]:
-        """The first name that is free, and the empty draft that keeps it for us."""
-        for number in itertools.count():
-            path = self._folder / f"{time}-{number}.eml"
-            draft = path.with_suffix(".tmp")
-            with suppress(FileExistsError):
-                os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-                if not path.exists():
-                    return path, draft
-                draft.unlink()
-        raise AssertionError("there is always a higher number")
 
 
 def _readable(message: EmailMessage) -> bytes:

@@ -7,10 +7,13 @@ and the variables that they take, all optional, are:
   that the form posts to (the page's own when empty);
 - `verified`: `address`;
 - `failed`: `reason`, one of "wrong", "expired" and "attempts";
-- `refuse`: `address`, `token`, `code`, and `action` as for `confirm`;
-- `refused`: `address`;
+- `invitation`: `sender`, `address`, `is_space`, the texts of the invitation under their own names,
+  and two links, `link` into the web client and `refuse_link`;
+- `refuse`: `medium`, `address`, `token`, `code`, and `action` as for `confirm`;
+- `refused`: `medium`, `address`;
 - `error`: `title`, `message`, and `final` where trying again is no use, all safe to show.
-Each also takes `server_name`. No page but `confirm` and `refuse` is given a secret (MAIL-09).
+Each also takes `server_name`. No page but `confirm`, `invitation` and `refuse` is given a secret
+(MAIL-09).
 
 Source: security.md, threat 21; Content Security Policy level 3.
 """

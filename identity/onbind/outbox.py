@@ -1,6 +1,7 @@
 """Writing notifications, in the transaction of whatever makes them due."""
 
 import secrets
+from collections.abc import Iterable
 
 from identity.associations.statement import Logged
 from identity.database import Transaction
@@ -43,6 +44,16 @@ def follow(
         told = True
     if not told and ours and mxid != previous_mxid:
         add(tx, threepid, mxid, winner.signed, None, now_ms)
+
+
+def find_concerned(tx: Transaction, threepids: Iterable[bytes], now_ms: int) -> set[bytes]:
+    """Those for which `follow` has something to do where the winner is a peer's."""
+    return store.concerned(tx, list(threepids), now_ms)
+
+
+def end(tx: Transaction, threepid: bytes) -> None:
+    """Nobody is bound any more: nobody is told that somebody is."""
+    store.end_out_of_date(tx, threepid, None)
 
 
 def add(

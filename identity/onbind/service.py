@@ -8,7 +8,6 @@ Source: Matrix Server-Server API, "Third-party invites"; Identity Service API, "
 storage".
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from identity.associations.statement import given_out
 from identity.clock import SECOND_MS, Clock
 from identity.database import PURGE_ROWS, Database, Transaction
 from identity.errors import HomeserversBusy, HomeserverUnreachable, InvalidRequest
@@ -99,6 +99,9 @@ class Notifications:
 
     def _deliver_one(self, delivery: Delivery) -> bool:
         """False if the homeserver did not answer."""
+        if not self._database.read(lambda tx: store.is_open(tx, delivery.delivery_id)):
+            # Nobody is told that the 3PID is whose it is no more.
+            return True
         server = UserId.parse(delivery.mxid).server
         body = self._body(delivery)
         if body is None:
@@ -129,7 +132,7 @@ class Notifications:
 
     def _body(self, delivery: Delivery) -> bytes | None:
         """The whole signed notification; None if its invitation need not be told any more."""
-        association: dict[str, Any] = json.loads(delivery.signed)
+        association = given_out(delivery.signed)
         del association["signatures"]
         invites = []
         if delivery.invite is not None:

@@ -1,11 +1,17 @@
 """Statements over the outbox, one a function."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from identity.invites.models import invites
 from identity.onbind.models import deliveries
+from identity.onbind.schedule import LONGEST_DELAY_MS
+
+# How many values one IN list may hold: well below the limits of both databases.
+_CHUNK: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +75,37 @@ def open_invites(tx: sa.Connection, threepid: bytes) -> set[bytes]:
     return {bytes(invite) for invite in tx.execute(query).scalars()}
 
 
+def concerned(tx: sa.Connection, threepids: Sequence[bytes], now_ms: int) -> set[bytes]:
+    """Those of the 3PIDs that an invitation waits for, or that a notification is not ended about."""
+    found: set[bytes] = set()
+    for start in range(0, len(threepids), _CHUNK):
+        chunk = threepids[start : start + _CHUNK]
+        waiting = sa.select(invites.c.threepid).where(
+            invites.c.threepid.in_(chunk),
+            invites.c.live,
+            invites.c.delivered_at_ms.is_(None),
+            invites.c.revoked_at_ms.is_(None),
+            invites.c.expires_at_ms > now_ms,
+        )
+        told = sa.select(deliveries.c.threepid).where(
+            deliveries.c.threepid.in_(chunk),
+            deliveries.c.next_try_at_ms.is_not(None) | (deliveries.c.outcome == "dead"),
+        )
+        found |= {bytes(row) for row in tx.execute(waiting.union(told)).scalars()}
+    return found
+
+
 def is_any_due(tx: sa.Connection, now_ms: int) -> bool:
     """Asked often, so without a lock."""
-    query = sa.select(sa.literal(1)).where(
-        deliveries.c.next_try_at_ms <= now_ms, deliveries.c.leased_until_ms <= now_ms
-    )
-    return tx.execute(query.limit(1)).scalar() is not None
+    query = sa.select(sa.literal(1)).where(*_is_due(now_ms)).limit(1)
+    return tx.execute(query).scalar() is not None
 
 
 def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) -> list[Delivery]:
     """Take up to `limit` deliveries that are due and that nobody else holds."""
     due = (
         sa.select(deliveries.c.delivery_id)
-        .where(deliveries.c.next_try_at_ms <= now_ms, deliveries.c.leased_until_ms <= now_ms)
+        .where(*_is_due(now_ms))
         .order_by(deliveries.c.next_try_at_ms)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -93,6 +117,14 @@ def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) 
         .returning(deliveries)
     )
     return [_delivery(row) for row in leased]
+
+
+def is_open(tx: sa.Connection, delivery_id: str) -> bool:
+    """Whether it is still to be told: it may have gone out of date since it was leased."""
+    query = sa.select(sa.literal(1)).where(
+        deliveries.c.delivery_id == delivery_id, deliveries.c.next_try_at_ms.is_not(None)
+    )
+    return tx.execute(query).scalar() is not None
 
 
 def end(tx: sa.Connection, delivery_id: str, outcome: str, error: str | None) -> None:
@@ -169,6 +201,16 @@ def delete_ended(tx: sa.Connection, created_before_ms: int, limit: int) -> int:
     )
     result = tx.execute(deliveries.delete().where(deliveries.c.delivery_id.in_(ended)))
     return result.rowcount
+
+
+def _is_due(now_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
+    # What is further ahead than anything is put off was written before the clock was set back.
+    # Not only by as much as a lease is long: hosts that share leases differ by seconds.
+    latest_ms = now_ms + LONGEST_DELAY_MS
+    return tuple(
+        (column <= now_ms) | (column > latest_ms)
+        for column in (deliveries.c.next_try_at_ms, deliveries.c.leased_until_ms)
+    )
 
 
 def _delivery(row: Any) -> Delivery:

@@ -1,9 +1,9 @@
-"""`validate/email/requestToken` and `submitToken`, for programs.
+"""`validate/email` and `validate/msisdn`, `requestToken` and `submitToken`, for programs.
 
-Source: Matrix Identity Service API, "Email associations".
+Source: Matrix Identity Service API, "Email associations" and "Phone number associations".
 """
 
-from typing import Any
+from typing import Any, Final
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -17,14 +17,24 @@ from identity.web.authentication import Authentication
 from identity.web.errors import error_response
 from identity.web.parameters import Parameters
 
-EMAIL_PREFIX = "/_matrix/identity/v2/validate/email"
+PREFIX: Final = "/_matrix/identity/v2/validate"
 
 
-class RequestEmailToken(Parameters):
+class RequestToken(Parameters):
+    """What the media have in common."""
+
     client_secret: str
-    email: str
     send_attempt: int | str
     next_link: str | None = None
+
+
+class RequestEmailToken(RequestToken):
+    email: str
+
+
+class RequestPhoneToken(RequestToken):
+    country: str
+    phone_number: str
 
 
 class SubmitToken(Parameters):
@@ -36,31 +46,59 @@ class SubmitToken(Parameters):
 def blueprint(
     validation: Validation, authentication: Authentication, next_link_hosts: tuple[str, ...]
 ) -> Blueprint:
-    routes = Blueprint("validation", __name__, url_prefix=EMAIL_PREFIX)
+    routes = Blueprint("validation", __name__, url_prefix=PREFIX)
 
-    @routes.post("/requestToken")
-    def request_token() -> dict[str, Any]:
+    @routes.post("/email/requestToken")
+    def request_email_token() -> dict[str, Any]:
         caller = authentication.caller()
-        asked = email_token_request(RequestEmailToken.from_json_or_form(), next_link_hosts)
-        return {"sid": validation.request_email_token(caller, asked)}
+        body = RequestEmailToken.from_json_or_form()
+        return send_to_email(validation, caller, body, next_link_hosts)
 
-    @routes.post("/submitToken")
-    def submit_token() -> Response:
+    @routes.post("/msisdn/requestToken")
+    def request_phone_token() -> dict[str, Any]:
+        caller = authentication.caller()
+        body = RequestPhoneToken.from_json_or_form()
+        return send_to_phone(validation, caller, body, next_link_hosts)
+
+    @routes.post("/email/submitToken")
+    def submit_email_token() -> Response:
         caller = authentication.caller()
         return submit(validation, caller, Medium.EMAIL, SubmitToken.from_json_or_form())
+
+    @routes.post("/msisdn/submitToken")
+    def submit_phone_token() -> Response:
+        caller = authentication.caller()
+        return submit(validation, caller, Medium.MSISDN, SubmitToken.from_json_or_form())
 
     return routes
 
 
-def email_token_request(body: RequestEmailToken, next_link_hosts: tuple[str, ...]) -> TokenRequest:
-    """Raises: InvalidEmail, InvalidParameter."""
-    return TokenRequest(
-        threepid=ThreePid.email(body.email),
-        client_secret=parse_client_secret(body.client_secret),
-        send_attempt=parse_send_attempt(body.send_attempt),
-        next_link=parse_next_link(body.next_link, next_link_hosts) if body.next_link else None,
-        brand=find_brand_name(request.args.get("brand")),
-    )
+def send_to_email(
+    validation: Validation,
+    caller: Caller,
+    body: RequestEmailToken,
+    next_link_hosts: tuple[str, ...],
+) -> dict[str, Any]:
+    """The answer to `validate/email/requestToken`."""
+    asked = _token_request(ThreePid.email(body.email), body, next_link_hosts)
+    return {"sid": validation.request_token(caller, asked)}
+
+
+def send_to_phone(
+    validation: Validation,
+    caller: Caller,
+    body: RequestPhoneToken,
+    next_link_hosts: tuple[str, ...],
+) -> dict[str, Any]:
+    """The answer to `validate/msisdn/requestToken`, with what clients have come to read in it."""
+    number = ThreePid.phone(body.phone_number, body.country)
+    asked = _token_request(number, body, next_link_hosts)
+    return {
+        "sid": validation.request_token(caller, asked),
+        "msisdn": number.address,
+        "intl_fmt": number.shown(),
+        "success": True,
+    }
 
 
 def submit(validation: Validation, caller: Caller, medium: Medium, values: SubmitToken) -> Response:
@@ -73,3 +111,16 @@ def submit(validation: Validation, caller: Caller, medium: Medium, values: Submi
     except SessionError as error:
         return error_response(error, success=False)
     return jsonify({"success": True})
+
+
+def _token_request(
+    threepid: ThreePid, body: RequestToken, next_link_hosts: tuple[str, ...]
+) -> TokenRequest:
+    """Raises: InvalidParameter."""
+    return TokenRequest(
+        threepid=threepid,
+        client_secret=parse_client_secret(body.client_secret),
+        send_attempt=parse_send_attempt(body.send_attempt),
+        next_link=parse_next_link(body.next_link, next_link_hosts) if body.next_link else None,
+        brand=find_brand_name(request.args.get("brand")),
+    )

@@ -9,34 +9,27 @@ request sends nothing.
 import hmac
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
-from urllib.parse import urlencode
+from typing import Any
 
 from identity.accounts.caller import Caller
 from identity.associations.service import Associations
-from identity.clock import MINUTE_MS, Clock
+from identity.clock import Clock
 from identity.config import Config
 from identity.database import PURGE_ROWS, Conflict, Database, Transaction
 from identity.errors import (
+    DestinationRejected,
     Forbidden,
     NotTheTokenOwner,
     SessionUnknown,
     WrongValidationToken,
 )
 from identity.limits.service import Limiter
-from identity.limits.subjects import ip_subjects
-from identity.messaging.email import Composer
-from identity.messaging.sender import Sender
-from identity.messaging.verification import verification_mail
+from identity.messaging.channel import Channels, Verification
 from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
 from identity.validation import session as sessions
 from identity.validation import store
-from identity.validation.domains import DomainPolicy
 from identity.validation.session import Session
-
-# For so long a message may be on its way; no sender takes longer to accept or refuse it.
-_SENDING_MS: Final = 10 * MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,62 +51,56 @@ class Validation:
         database: Database,
         associations: Associations,
         limiter: Limiter,
-        composer: Composer,
-        sender: Sender,
+        channels: Channels,
         config: Config,
         clock: Clock,
     ) -> None:
         self._database = database
         self._associations = associations
         self._limiter = limiter
-        self._composer = composer
-        self._sender = sender
+        self._channels = channels
         self._clock = clock
         self._lifetime_ms = config.validation.session_lifetime // timedelta(milliseconds=1)
         self._max_attempts = config.validation.max_wrong_tokens
-        self._domains = DomainPolicy(config.email.allowed_domains, config.email.denied_domains)
-        page = "confirm" if config.validation.confirm_page else "submitToken"
-        self._link = f"{config.server.public_url}/_matrix/identity/v2/validate/email/{page}"
 
-    def request_email_token(self, caller: Caller, request: TokenRequest) -> str:
+    def request_token(self, caller: Caller, request: TokenRequest) -> str:
         """Send a token to the address, unless this attempt was answered before; returns the sid.
 
-        Raises: InvalidEmail, LimitExceeded, EmailNotSent.
+        Raises: InvalidEmail, InvalidPhoneNumber, DestinationRejected, LimitExceeded,
+        EmailNotSent, SmsNotSent, StorageUnavailable. Then nothing is kept.
         """
-        domain = request.threepid.address.rpartition("@")[2]
-        self._domains.check(domain)
+        channel = self._channels.get(request.threepid.medium)
+        if channel is None:
+            raise DestinationRejected
+        channel.check_served(request.threepid)
         owner = caller.user_id
         scope = self._scope(owner, request)
         answered = self._database.read(lambda tx: self._find_answered(tx, scope, request))
         if answered is not None:
             return answered.sid
-        permits = [
-            ("email_recipient", request.threepid.address),
-            *([] if owner is None else [("email_account", str(owner))]),
-            *ip_subjects("email_ip", caller.ip),
-            ("email_domain", domain),
-            ("email_global", ""),
-        ]
-        self._sender.check_ready()
-        self._limiter.spend(*permits)
-        token = sessions.new_email_token()
-        session, token_hash = self._database.write(
-            lambda tx: self._prepare(tx, owner, scope, request, token)
-        )
-        if token_hash is None:
-            self._limiter.refund(*permits)
-            return session.sid
-        query = {"sid": session.sid, "client_secret": request.client_secret, "token": token}
+        channel.check_ready()
+        permits = channel.admit_verification(caller, request.threepid)
         try:
-            message = verification_mail(
-                self._composer,
-                request.threepid,
-                token=token,
-                link=f"{self._link}?{urlencode(query)}",
-                requested_by=None if owner is None else str(owner),
-                brand=request.brand,
+            session, token = self._database.write(
+                lambda tx: self._prepare(tx, owner, scope, request)
             )
-            self._sender.send(message, request.threepid.address)
+        except Exception:
+            permits.give_back()
+            raise
+        if token is None:
+            permits.give_back()
+            return session.sid
+        token_hash = self._token_hash(session.sid, token)
+        message = Verification(
+            threepid=request.threepid,
+            sid=session.sid,
+            client_secret=request.client_secret,
+            token=token,
+            requested_by=session.owner,
+            brand=request.brand,
+        )
+        try:
+            channel.send_verification(message, permits)
         except Exception:
             # Whatever it was, a fault of ours too: the caller is told that nothing was sent.
             self._database.write(lambda tx: store.delete_token(tx, session.sid, token_hash))
@@ -142,13 +129,20 @@ class Validation:
         # whatever happens next.
         if not self._database.write(lambda tx: store.count_attempt(tx, sid, self._max_attempts)):
             raise WrongValidationToken
+        channel = self._channels.get(medium)
         submitted = self._token_hash(sid, token)
-        known = self._database.read(lambda tx: store.token_hashes(tx, sid))
+        tokens = self._database.read(lambda tx: store.tokens_of(tx, sid))
+        known = sessions.accepted_hashes(medium, tokens, now_ms)
         # Compared with all of them, so that the time says nothing about which.
         if sum(hmac.compare_digest(submitted, value) for value in known) == 0:
+            if channel is not None:
+                channel.token_refused()
             raise WrongValidationToken
-        self._database.write(lambda tx: store.validate(tx, sid, now_ms))
+        first = self._database.write(lambda tx: self._validate(tx, sid, now_ms))
         self._limiter.refund(*guesses)
+        if first and channel is not None:
+            owner = None if session.owner is None else UserId.parse(session.owner)
+            channel.token_proved(session.threepid, owner)
         return session
 
     def get_session(self, sid: str, client_secret: str, medium: Medium) -> Session:
@@ -218,7 +212,7 @@ class Validation:
         now_ms = self._clock.now_ms()
         if session is None or not session.is_live(now_ms, self._lifetime_ms):
             return None
-        highest = store.highest_attempt(tx, session.sid, prepared_since_ms=now_ms - _SENDING_MS)
+        highest = sessions.highest_attempt(store.tokens_of(tx, session.sid), now_ms)
         return session if request.send_attempt <= highest else None
 
     def _prepare(
@@ -227,10 +221,9 @@ class Validation:
         owner: UserId | None,
         scope: bytes,
         request: TokenRequest,
-        token: str,
-    ) -> tuple[Session, bytes | None]:
-        """The session to use and the hash of the prepared token; None if another request for
-        the same attempt came first."""
+    ) -> tuple[Session, str | None]:
+        """The session to use and the prepared token; None if another request for the same
+        attempt came first."""
         now_ms = self._clock.now_ms()
         # Locked and read at once: a session that took its place while we waited for the lock is
         # not read but met below, as a conflict, and then waited for in its turn.
@@ -257,9 +250,23 @@ class Validation:
             )
             if not store.insert_session(tx, self._database.keys, newest, scope):
                 raise Conflict
+        token = self._new_token(tx, newest)
         token_hash = self._token_hash(newest.sid, token)
         store.prepare_token(tx, newest.sid, request.send_attempt, token_hash, now_ms)
-        return newest, token_hash
+        return newest, token
+
+    def _new_token(self, tx: Transaction, session: Session) -> str:
+        """One that the session has not had: six digits come again, and an old code is dead."""
+        known = {token.token_hash for token in store.tokens_of(tx, session.sid)}
+        while True:
+            token = sessions.new_token(session.threepid.medium)
+            if self._token_hash(session.sid, token) not in known:
+                return token
+
+    def _validate(self, tx: Transaction, sid: str, now_ms: int) -> bool:
+        """The token was right; True the first time. Then the attempt was none."""
+        store.give_attempt_back(tx, sid)
+        return store.set_validated(tx, sid, now_ms)
 
     def _get(self, tx: Transaction, sid: str, client_secret: str, caller: UserId | None) -> Session:
         session = store.find_session(tx, sid) if sessions.is_sid(sid) else None

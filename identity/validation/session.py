@@ -7,6 +7,8 @@ Rules:
   session is locked, for the right token too.
 - A session that an account requested can be bound only by that account; one without an owner
   (made through the legacy API) by whoever knows sid and client secret.
+- Of the tokens that were mailed, each counts until the session ends. Of the codes that were sent
+  to a phone, which are short, only the newest counts, and for ten minutes.
 - A message is sent only for a send attempt greater than the highest so far of the same owner,
   address and client secret.
 
@@ -15,10 +17,12 @@ Source: Matrix Identity Service API, "Establishing associations".
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from identity.clock import MINUTE_MS
 from identity.errors import (
     InvalidParameter,
     SessionExpired,
@@ -27,13 +31,32 @@ from identity.errors import (
     WrongValidationToken,
 )
 from identity.mxid import UserId
-from identity.threepid import ThreePid
+from identity.threepid import Medium, ThreePid
 
 _SID_BYTES: Final = 16
 _EMAIL_TOKEN_BYTES: Final = 24
+_CODE_DIGITS: Final = 6
+# From decision 4 of the project's security page; NIST SP 800-63B allows as much at the most.
+CODE_LIFETIME_MS: Final = 10 * MINUTE_MS
+# For so long a message may be on its way; no sender takes longer to accept or refuse it.
+SENDING_MS: Final = 10 * MINUTE_MS
 MAX_NEXT_LINK_CHARACTERS: Final = 2_048
 MAX_SEND_ATTEMPT: Final = 2**53 - 1
 _OPAQUE: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One that was sent for a session (`live`), or is on its way, or never left."""
+
+    token_hash: bytes
+    send_attempt: int
+    prepared_at_ms: int
+    live: bool
+
+    def may_have_been_sent(self, now_ms: int) -> bool:
+        """One that stayed prepared for long belongs to a process that died."""
+        return self.live or self.prepared_at_ms >= now_ms - SENDING_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +118,35 @@ def new_sid() -> str:
     return secrets.token_urlsafe(_SID_BYTES)
 
 
-def new_email_token() -> str:
-    """32 URL-safe characters: 192 random bits."""
-    return secrets.token_urlsafe(_EMAIL_TOKEN_BYTES)
+def new_token(medium: Medium) -> str:
+    """For a mail, 32 URL-safe characters: 192 random bits. For a phone, 6 digits."""
+    if medium is Medium.EMAIL:
+        return secrets.token_urlsafe(_EMAIL_TOKEN_BYTES)
+    return f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}}"
+
+
+def highest_attempt(tokens: Sequence[Token], now_ms: int) -> int:
+    """The highest send attempt whose message was sent, or may be on its way; -1 if none."""
+    return max((t.send_attempt for t in tokens if t.may_have_been_sent(now_ms)), default=-1)
+
+
+def accepted_hashes(medium: Medium, tokens: Sequence[Token], now_ms: int) -> list[bytes]:
+    """The tokens of a session that count now.
+
+    One that is prepared and presented did arrive, so it counts like one that is live.
+    """
+    if medium is Medium.EMAIL:
+        return [token.token_hash for token in tokens]
+    # In the order of attempts they were prepared; by their times they need not be, since these
+    # come from the clocks of several hosts.
+    newest = highest_attempt(tokens, now_ms)
+    return [
+        token.token_hash
+        for token in tokens
+        if token.send_attempt == newest
+        and token.may_have_been_sent(now_ms)
+        and now_ms <= token.prepared_at_ms + CODE_LIFETIME_MS
+    ]
 
 
 def parse_client_secret(text: str) -> str:

@@ -8,7 +8,7 @@ from identity.database import insert
 from identity.sealing import StorageKeys
 from identity.threepid import Medium, ThreePid
 from identity.validation.models import sessions, tokens
-from identity.validation.session import Session
+from identity.validation.session import Session, Token
 
 
 def find_session(tx: sa.Connection, sid: str) -> Session | None:
@@ -28,14 +28,6 @@ def lock_newest(tx: sa.Connection, scope: bytes) -> Session | None:
     query = sa.select(sessions).where(sessions.c.scope == scope).with_for_update()
     row = tx.execute(query).first()
     return None if row is None else _session(row)
-
-
-def highest_attempt(tx: sa.Connection, sid: str, *, prepared_since_ms: int) -> int:
-    """The highest send attempt whose message was sent, or may be on its way; -1 if none."""
-    counts = tokens.c.live | (tokens.c.prepared_at_ms >= prepared_since_ms)
-    query = sa.select(sa.func.max(tokens.c.send_attempt)).where(tokens.c.sid == sid, counts)
-    highest = tx.execute(query).scalar()
-    return -1 if highest is None else int(highest)
 
 
 def release_scope(tx: sa.Connection, sid: str) -> None:
@@ -97,9 +89,10 @@ def delete_token(tx: sa.Connection, sid: str, token_hash: bytes) -> None:
     )
 
 
-def token_hashes(tx: sa.Connection, sid: str) -> list[bytes]:
-    query = sa.select(tokens.c.token_hash).where(tokens.c.sid == sid)
-    return [bytes(value) for value in tx.execute(query).scalars()]
+def tokens_of(tx: sa.Connection, sid: str) -> list[Token]:
+    """Few: what may be sent for one address is limited."""
+    query = sa.select(tokens).where(tokens.c.sid == sid)
+    return [_token(row) for row in tx.execute(query)]
 
 
 def count_attempt(tx: sa.Connection, sid: str, maximum: int) -> bool:
@@ -112,16 +105,20 @@ def count_attempt(tx: sa.Connection, sid: str, maximum: int) -> bool:
     return result.rowcount > 0
 
 
-def validate(tx: sa.Connection, sid: str, now_ms: int) -> None:
-    """The token was right: give the attempt back; the first time counts as the validation."""
+def give_attempt_back(tx: sa.Connection, sid: str) -> None:
     tx.execute(
-        sessions.update()
-        .where(sessions.c.sid == sid)
-        .values(
-            attempts=sessions.c.attempts - 1,
-            validated_at_ms=sa.func.coalesce(sessions.c.validated_at_ms, now_ms),
-        )
+        sessions.update().where(sessions.c.sid == sid).values(attempts=sessions.c.attempts - 1)
     )
+
+
+def set_validated(tx: sa.Connection, sid: str, now_ms: int) -> bool:
+    """The first time counts; False if it was validated before."""
+    result = tx.execute(
+        sessions.update()
+        .where(sessions.c.sid == sid, sessions.c.validated_at_ms.is_(None))
+        .values(validated_at_ms=now_ms)
+    )
+    return result.rowcount > 0
 
 
 def delete_old_sessions(tx: sa.Connection, *, before_ms: int, limit: int) -> int:
@@ -147,4 +144,13 @@ def _session(row: Any) -> Session:
         attempts=row.attempts,
         next_link=row.next_link,
         brand=row.brand,
+    )
+
+
+def _token(row: Any) -> Token:
+    return Token(
+        token_hash=bytes(row.token_hash),
+        send_attempt=row.send_attempt,
+        prepared_at_ms=row.prepared_at_ms,
+        live=row.live,
     )

@@ -39,7 +39,12 @@ RESPONSES: Final[Mapping[type[errors.IdentityError], tuple[int, str]]] = {
     errors.KeyNotFound: (404, "M_NOT_FOUND"),
     errors.PepperMismatch: (400, "M_INVALID_PEPPER"),
     errors.LimitExceeded: (429, "M_LIMIT_EXCEEDED"),
+    errors.Recovering: (503, "M_UNKNOWN"),
+    errors.UnknownPeer: (403, "M_UNKNOWN_PEER"),
+    errors.PeerAhead: (409, "M_CONFLICT"),
+    errors.VerificationFailed: (400, "M_VERIFICATION_FAILED"),
     errors.EmailNotSent: (400, "M_EMAIL_SEND_ERROR"),
+    errors.SmsNotSent: (400, "M_SEND_ERROR"),
     errors.HomeserverUnreachable: (502, "M_UNKNOWN"),
     errors.HomeserversBusy: (503, "M_UNKNOWN"),
     errors.StorageUnavailable: (503, "M_UNKNOWN"),
@@ -89,6 +94,10 @@ def _extras(error: errors.IdentityError) -> dict[str, Any]:
             return {"retry_after_ms": error.retry_after_ms}
         case errors.ThreePidInUse():
             return {"mxid": error.mxid}
+        case errors.VerificationFailed():
+            return {"failed_ids": error.failed_ids}
+        case errors.PeerAhead():
+            return {"last_id": error.last_id}
         case errors.PepperMismatch():
             # Element Android tries again straight from these (LOOK-06).
             return {"algorithm": error.algorithm, "lookup_pepper": error.lookup_pepper}

@@ -5,15 +5,18 @@ from typing import Any, Final
 from flask import Blueprint, Response, jsonify
 
 from identity import schema
+from identity.clock import Clock
 from identity.database import Database
 from identity.errors import StorageUnavailable
+from identity.replication.cursors import lagging_peers
+from identity.replication.schedule import LAG_MS
 
 _SPECIFICATIONS: Final = [f"v1.{minor}" for minor in range(1, 20)]
 # Advertised while the legacy API is on: it is what these versions described.
 _LEGACY_SPECIFICATIONS: Final = ["r0.1.0", "r0.2.0", "r0.2.1", "r0.3.0"]
 
 
-def blueprint(database: Database, *, legacy: bool) -> Blueprint:
+def blueprint(database: Database, clock: Clock, server_name: str, *, legacy: bool) -> Blueprint:
     routes = Blueprint("probes", __name__)
     wanted_revision = schema.head()
     versions = [*(_LEGACY_SPECIFICATIONS if legacy else []), *_SPECIFICATIONS]
@@ -33,14 +36,18 @@ def blueprint(database: Database, *, legacy: bool) -> Blueprint:
 
     @routes.get("/ready")
     def ready() -> Response:
-        """The database answers, and has the schema that this code works with."""
+        """The database answers, and has the schema that this code works with.
+
+        A peer that lags keeps nobody from being served.
+        """
         try:
-            revision = database.read(schema.current)
+            if database.read(schema.current) != wanted_revision:
+                return _not_ready("migrations")
+            before_ms = clock.now_ms() - LAG_MS
+            lagging = database.read(lambda tx: lagging_peers(tx, server_name, before_ms))
         except StorageUnavailable:
             return _not_ready("database")
-        if revision != wanted_revision:
-            return _not_ready("migrations")
-        return jsonify({"status": "ok", "degraded": []})
+        return jsonify({"status": "ok", "degraded": [f"peer:{peer}" for peer in lagging]})
 
     return routes
 

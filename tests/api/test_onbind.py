@@ -597,6 +597,24 @@ def test_dead_letter_that_is_out_of_date_is_not_brought_back(server, alice, cloc
 
 
 @pytest.mark.requirement("ONB-10")
+def test_binding_that_is_taken_back_while_its_courier_is_busy_is_not_told(server, homeserver):
+    """Two are leased for one homeserver; one changes hands while the other is told."""
+    addresses = {BOB_ID: BOB, "@carol:hs.test": "carol@example.com"}
+    for mxid, address in addresses.items():
+        bind_anyone(server, address, mxid)
+
+    def rebind_other(request):
+        (other,) = addresses.keys() - {json.loads(request.body)["mxid"]}
+        server.bind_directly(addresses[other], "@new:elsewhere.test")
+        return Reply()
+
+    homeserver.onbind = rebind_other
+    deliver(server)
+    assert len(told(homeserver)) == 1
+    assert outcomes(server) == {"delivered": 1, "stale": 1, None: 1}
+
+
+@pytest.mark.requirement("ONB-10")
 def test_failure_that_comes_after_it_was_out_of_date_makes_no_dead_letter(
     server, alice, clock, homeserver
 ):
@@ -728,6 +746,21 @@ def test_delivery_whose_courier_died_is_repeated_when_its_lease_is_over(
     assert tokens(told(homeserver)) == [token] * 2
     assert outcomes(server) == {"delivered": 1}
     assert LEASE_MS == 30 * SECOND_MS
+
+
+@pytest.mark.requirement("ONB-09")
+def test_delivery_is_tried_again_although_the_clock_was_set_back(server, clock, homeserver):
+    """It was put off, and another leased by a courier that died, when it was a year later."""
+    homeserver.onbind = Reply(503)
+    bind_anyone(server, BOB, BOB_ID)
+    clock.advance(hours=24 * 365)
+    deliver(server)
+    bind_anyone(server, "carol@example.com", "@carol:hs.test")
+    server.services.notifications.lease_due(10)
+    clock.advance(hours=-24 * 365)
+    homeserver.onbind = Reply()
+    deliver(server)
+    assert outcomes(server) == {"delivered": 2}
 
 
 @sqlite_only

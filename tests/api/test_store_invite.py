@@ -363,12 +363,24 @@ def test_address_that_is_not_bound_any_more_can_be_invited(server, alice, bob):
 
 @sqlite_only
 @pytest.mark.requirement("INV-12")
-def test_medium_other_than_email_is_unrecognized(server, alice):
-    for medium in ("msisdn", "fax", "Email", "EMAIL", ""):
-        for address in (BOB, "441632960000"):
+@pytest.mark.parametrize(
+    ("settings", "off"),
+    [
+        ({}, ()),
+        ({"INVITES__ALLOW_MSISDN": "false"}, ("msisdn",)),
+        # Mail goes to a relay, and no provider of text messages is named.
+        ({"EMAIL__SMTP_HOST": "localhost"}, ("msisdn",)),
+    ],
+)
+def test_medium_by_which_nobody_is_invited_is_unrecognized(make_server, settings, off):
+    server = make_server(settings)
+    alice = server.account("@alice:hs.test")
+    for medium in ("fax", "Email", "EMAIL", "", *off):
+        for address in (BOB, "447700900001"):
             answer = invite(alice, address, medium=medium)
             assert refused(answer, 400, "M_UNRECOGNIZED"), (medium, address)
     assert nothing_happened(server)
+    assert server.text_sender.texts == []
 
 
 @sqlite_only
@@ -377,6 +389,21 @@ def test_address_that_is_none_is_refused(server, alice):
     for address in ("a@b@c", "N <a@b.c>", "", "@", "bob", "a@b.c\r\nBcc: d@e.f", "a@b.c, d@e.f"):
         assert refused(invite(alice, address), 400, "M_INVALID_EMAIL"), address
     assert nothing_happened(server)
+
+
+@pytest.mark.requirement("INV-13")
+def test_invitation_to_a_domain_that_is_not_served_is_refused(make_server):
+    lists = {
+        "EMAIL__ALLOWED_DOMAINS": '["good.example", "*.corp.example"]',
+        "EMAIL__DENIED_DOMAINS": '["x.corp.example"]',
+    }
+    server = make_server(UNLIMITED | lists)
+    alice = server.account("@alice:hs.test")
+    for domain in ("example.com", "x.corp.example", "X.Corp.Example", "corp.example"):
+        assert refused(invite(alice, f"bob@{domain}"), 400, "M_INVALID_EMAIL"), domain
+    assert nothing_happened(server)
+    for domain in ("good.example", "Y.corp.example"):
+        assert invite(alice, f"bob@{domain}").status_code == 200, domain
 
 
 @pytest.mark.requirement("INV-13")

@@ -2,9 +2,7 @@
 
 import os
 import secrets
-import shutil
 import socket
-import subprocess
 
 import psycopg
 import pytest
@@ -96,40 +94,3 @@ def open_unwritable():
 @pytest.fixture
 def storage(place):
     return place.open()
-
-
-class OwnRedis:
-    """A redis-server that a test may kill."""
-
-    def __init__(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process = None
-
-    def start(self):
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "save": ""}
-        options |= {"appendonly": "yes", "appendfsync": "always"}
-        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        # The client tries again, at growing distances, until the server accepts connections.
-        retry = redis.retry.Retry(redis.backoff.ExponentialBackoff(cap=0.2, base=0.01), 50)
-        with redis.Redis.from_url(self.url, retry=retry) as client:
-            client.ping()
-
-    def kill(self):
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture
-def own_redis(tmp_path):
-    if not shutil.which("redis-server"):
-        absent("redis-server", "no such program")
-    server = OwnRedis(tmp_path)
-    server.start()
-    yield server
-    server.kill()

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,10 +110,14 @@ def kill(pid: int) -> None:
 
 
 class RunningServer:
-    """`identity serve` with a data folder of its own in `folder`."""
+    """`identity serve` with a data folder of its own in `folder`; `prefix` is what runs it."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str] | None = None, config: Path | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        config: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -125,15 +129,15 @@ class RunningServer:
             **(settings or {}),
         }
         self.log_file = folder / "log"
-        self._options = ["-c", str(config)] if config else []
+        self._command = [*prefix, str(IDENTITY), "serve", *(["-c", str(config)] if config else [])]
         self._process: subprocess.Popen[bytes] | None = None
         self._inside: Server | None = None
-        self._http = urllib3.PoolManager(maxsize=32, retries=False, timeout=PATIENCE_S)
+        self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=PATIENCE_S)
 
     def start(self, *, wait: bool = True) -> None:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(IDENTITY), "serve", *self._options],
+                self._command,
                 cwd=self.folder,
                 env=environment(self.settings),
                 stdout=log,
@@ -142,9 +146,12 @@ class RunningServer:
                 process_group=0,
             )
         if wait:
-            wait_until(self._is_ready_or_gone)
-            family = 2 + int(self.settings["SERVER__WORKERS"])
-            wait_until(lambda: len(self.descendants()) == family)
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        wait_until(self._is_ready_or_gone)
+        family = 2 + int(self.settings["SERVER__WORKERS"])
+        wait_until(lambda: len(self.descendants()) >= family)
 
     def _is_ready_or_gone(self) -> bool:
         assert self._process.poll() is None, self.log
@@ -174,9 +181,10 @@ class RunningServer:
 
     def close(self) -> None:
         self.kill()
-        self._http.clear()
+        self.http.clear()
         if self._inside is not None:
             self._inside.close()
+            self._inside = None
 
     @property
     def inside(self) -> Server:
@@ -187,6 +195,10 @@ class RunningServer:
 
     def token(self, user_id: str) -> str:
         return self.inside.account(user_id).token
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -241,7 +253,7 @@ class RunningServer:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         whole = path if path.startswith(("/_matrix", "/health", "/ready")) else V2 + path
-        return self._http.request(method, self.base_url + whole, headers=headers, **arguments)
+        return self.http.request(method, self.base_url + whole, headers=headers, **arguments)
 
     def get(self, path: str, **arguments: Any) -> urllib3.BaseHTTPResponse:
         return self.request("GET", path, **arguments)

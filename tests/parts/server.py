@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import sqlalchemy as sa
 from parts.clock import FakeClock
-from parts.sender import FakeSender
+from parts.sender import FakeSender, FakeTextSender
 from werkzeug.test import TestResponse
 
 from identity.app import V1, V2, create_app
@@ -32,7 +32,15 @@ class Server:
         self.clock = clock
         self.sender = parts.pop("sender", None) or FakeSender()
         self.database = open_database(config, clock, migrate=False).database
-        self.services = assemble(config, self.database, clock, sender=self.sender, **parts)
+        self.text_sender = parts.pop("text_sender", None) or FakeTextSender()
+        self.services = assemble(
+            config,
+            self.database,
+            clock,
+            sender=self.sender,
+            text_sender=self.text_sender,
+            **parts,
+        )
         self.app = create_app(self.services)
         self.client = self.app.test_client()
 

@@ -38,7 +38,7 @@ def refused(response: TestResponse, status: int, errcode: str) -> bool:
 def session_without_owner(server: Server, email: str) -> dict[str, str]:
     """A session as the legacy API makes it: nobody says who asks. What was mailed for it."""
     request = TokenRequest(ThreePid.email(email), "no-owner", 1, next_link=None, brand=None)
-    server.services.validation.request_email_token(Caller(None, "192.0.2.1"), request)
+    server.services.validation.request_token(Caller(None, "192.0.2.1"), request)
     return server.mailed()
 
 

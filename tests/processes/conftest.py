@@ -5,22 +5,6 @@ from parts.processes import RunningServer
 
 
 @pytest.fixture
-def make_database(request, database_kind):
-    """Settings that name a new database, which holds nothing, not even tables."""
-    urls = []
-
-    def make() -> dict[str, str]:
-        if database_kind == "sqlite":
-            return {}
-        urls.append(request.getfixturevalue("postgres").create(migrated=False))
-        return {"DATABASE__URL": urls[-1]}
-
-    yield make
-    for url in urls:
-        request.getfixturevalue("postgres").drop(url)
-
-
-@pytest.fixture
 def make_running(tmp_path, make_database):
     """Makes servers, not yet started, on a new database."""
     made = []

@@ -162,7 +162,7 @@ class Sessions(RuleBasedStateMachine):
         before = len(sender.mails)
         sender.fate = fate
         try:
-            sid = self.validation.request_email_token(Caller(owner, "192.0.2.1"), request)
+            sid = self.validation.request_token(Caller(owner, "192.0.2.1"), request)
         except EmailNotSent:
             assert fate == "refused"
             return None, None

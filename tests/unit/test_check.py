@@ -562,6 +562,18 @@ def test_twilio_account_is_read_as_its_owner(website, answer, line):
     assert request.headers["Authorization"].startswith("Basic ")
 
 
+def test_text_of_a_brand_that_does_not_fit_into_one_message_fails(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "verification.sms.j2").write_text("{{ code }}, you know")
+    email = {"templates": str(tmp_path)}
+    (line,) = said(files.probe_templates(parse({"email": email}, {}, Path("/"))))
+    assert line.startswith("FAIL [email] templates: verification.sms.j2 of the brand other does ")
+    # Where there is no SMS, nobody gets it.
+    email["smtp_host"] = "localhost"
+    (line,) = said(files.probe_templates(parse({"email": email}, {}, Path("/"))))
+    assert line.startswith("ok   [email] templates: ")
+
+
 # --- public URL -----------------------------------------------------------------------
 
 

@@ -534,10 +534,34 @@ def test_secret_files_of_a_configuration_are_found(tmp_path):
 
 PUBLIC = {"name": "id.example.org", "public_url": "https://id.example.org", "trusted_proxies": 1}
 MAIL = {"smtp_host": "mail.example.org", "from": "noreply@id.example.org"}
+SMS = {
+    "provider": "twilio",
+    "allowed_calling_codes": ["44"],
+    "twilio": {"account_sid": "AC", "auth_token": "t"},
+}
 
 
 def test_warnings_of_a_usual_public_server_are_none():
     assert parse({"server": {**PUBLIC}, "email": {**MAIL}}, {}, BASE).warnings() == []
+
+
+@pytest.mark.parametrize(
+    "sms",
+    [
+        {"originators": {"44": "Matrix"}},
+        {"originators": {"default": "Matrix"}, "allowed_calling_codes": ["*"]},
+        {"from": "Matrix"},
+    ],
+)
+def test_warnings_of_a_twilio_account_with_a_sender_for_each_calling_code_are_none(sms):
+    tree = {"server": {**PUBLIC}, "email": {**MAIL}, "sms": {**SMS, **sms}}
+    assert parse(tree, {}, BASE).warnings() == []
+
+
+def test_warnings_of_senders_name_the_calling_codes_that_have_none():
+    sms = {**SMS, "allowed_calling_codes": ["44", "33", "*"], "originators": {"44": "Matrix"}}
+    (warning,) = parse({"server": {**PUBLIC}, "email": {**MAIL}, "sms": sms}, {}, BASE).warnings()
+    assert "none for 33, all others, so" in warning
 
 
 @pytest.mark.requirement("SIGN-06")
@@ -566,6 +590,8 @@ def test_warnings_of_a_name_that_is_not_the_public_host_tell_so(server, warned):
         ("email", {"from": "noreply@localhost"}, "[email] from"),
         ("email", {"tls": "none"}, "[email] tls"),
         ("sms", {"provider": "http", "http": {"url": "https://a"}}, "[sms] allowed_calling_codes"),
+        ("sms", {**SMS, "provider": "http", "http": {"url": "http://sms.test"}}, "[sms.http] url"),
+        ("sms", {**SMS, "originators": {"1": "+12125550100"}}, "[sms] originators"),
         ("rate_limits", {"enabled": False}, "[rate_limits] enabled"),
         ("federation", {"verify_certificates": False}, "[federation] verify_certificates"),
         ("federation", {"allow_private_addresses": True}, "[federation] allow_private_addresses"),

@@ -19,21 +19,27 @@ PACKAGE = Path(__file__).parents[2] / "identity"
 # Lowest first. A module is in the layer whose pattern says most about it.
 LAYERS = {
     "kernel": "errors clock mxid threepid strict_json signing sealing lru breaker",
-    "core": "* federation.addresses federation.wellknown federation.xmatrix messaging.text",
+    "core": "* federation.addresses federation.wellknown federation.xmatrix messaging.domains "
+    "messaging.text",
     "database": "database schema",
     "tables": "tables *.models",
-    "store": "*.store *.outbox *.index federation.* messaging.* messaging.pages keys.keyfile",
-    "service": "*.service limits.lookup_budget services opening",
+    "store": "*.store *.outbox *.index federation.* messaging.* messaging.pages keys.keyfile "
+    "replication.client replication.cursors replication.milestones "
+    "replication.sydent.client replication.sydent.tls sydent_import.source "
+    "sms.gateway sms.message sms.sender sms.transport sms.twilio",
+    "service": "*.service *.channel messaging.channel limits.lookup_budget sms.defence services opening "
+    "replication.copies replication.forgetting replication.healing replication.peers replication.receiving replication.recovery replication.sending "
+    "replication.sydent.receiving replication.sydent.sending",
     "routes": "*.routes *.pages associations.unbinding web.*",
     "program": "app cli logs __main__ check check.* processes.*",
 }
 
 # Library to who may import it: layers in capitals, modules in small letters.
 PLACES = {
-    "sqlalchemy": "DATABASE TABLES *.store",
+    "sqlalchemy": "DATABASE TABLES *.store replication.cursors replication.milestones",
     "alembic": "schema",
     "psycopg": "database config.values check.network",
-    "sqlite3": "database check.network",
+    "sqlite3": "database check.network sydent_import.source",
     "pysqlite3": "database",
     "redis": "limits.store check.network",
     "flask": "ROUTES app processes.web",
@@ -42,13 +48,14 @@ PLACES = {
     "click": "cli",
     "rich": "cli",
     # What opens sockets.
-    "socket": "federation.homeserver federation.resolver federation.transport messaging.smtp "
+    "socket": "federation.endpoint federation.homeserver federation.resolver federation.transport messaging.smtp "
     "processes.* check.network",
-    "ssl": "federation.transport messaging.smtp check.*",
+    "ssl": "federation.endpoint federation.transport messaging.smtp sms.transport check.* "
+    "processes.* replication.sydent.*",
     "smtplib": "messaging.smtp check.network",
-    "http": "federation.transport",
+    "http": "federation.endpoint federation.transport",
     "dns": "federation.resolver",
-    "urllib3": "check.network",
+    "urllib3": "check.network sms.twilio",
     # What one module does for all.
     "canonicaljson": "strict_json",
     "email_validator": "threepid",
@@ -56,6 +63,7 @@ PLACES = {
     "nacl": "signing sealing",
     "phonenumbers": "threepid",
     "signedjson": "signing",
+    "twilio": "sms.twilio",
     "yaml": "terms.policy",
 }
 # There are better ways for what these do, or it is not to be done.

@@ -13,7 +13,7 @@ from identity.messaging.brands import Brands
 from identity.messaging.pages import render_page
 
 BRANDS = Brands(None, "default")
-PAGES = ("confirm", "verified", "failed", "refuse", "refused", "error")
+PAGES = ("confirm", "verified", "failed", "invitation", "refuse", "refused", "error")
 SECRETS = {"sid": "S1DS1D", "client_secret": "S3CRET", "token": "T0KENT0KEN"}
 ASKED = {
     "address": "alice@example.org",
@@ -124,6 +124,29 @@ def test_refuse_page_says_what_its_button_does_and_posts_the_hidden_token():
     assert Document(render("refuse").html).all("form") == [{"method": "post"}]
 
 
+def test_invitation_page_says_who_invites_where_and_words_rooms_and_spaces_differently():
+    texts = {"sender": "@alice:hs.test", "sender_display_name": "Alice", "room_name": "Garden"}
+    for is_space, word, other in ((False, "room", "space"), (True, "space", "room")):
+        document = Document(render("invitation", is_space=is_space, **texts).html)
+        text = " ".join(document.text)
+        assert all(shown in text for shown in ("Alice", "@alice:hs.", "Garden"))
+        assert f"You are invited to a {word} on Matrix" in text
+        assert f"Open the {word}" in text
+        assert f"Open the {other}" not in text
+        assert document.all("form") == document.all("input") == []
+    long = render("invitation", sender_display_name="n" * 500, room_name="evil.example " * 50).html
+    assert "n" * 21 not in long
+    assert "evil.example" not in long
+
+
+def test_refuse_pages_speak_of_the_medium():
+    for name in ("refuse", "refused"):
+        by_phone = " ".join(Document(render(name, medium="msisdn").html).text)
+        assert "text message" in by_phone
+        assert "mail" not in by_phone
+        assert "by mail" in " ".join(Document(render(name, medium="email").html).text)
+
+
 def test_refuse_pages_can_do_without_the_address():
     for name in ("refuse", "refused"):
         document = Document(render(name, address="").html)
@@ -205,13 +228,18 @@ def test_page_of_a_brand_has_the_hashes_of_all_its_styles(tmp_path):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_has_no_script_no_outside_resource_and_no_inline_style(name):
     """Threat 21."""
-    for tag, attributes in Document(render(name, **SECRETS).html).elements:
-        assert tag not in {"script", "iframe", "img", "object", "embed", "a"}
+    links = {"link": "https://app.example/#/room", "refuse_link": "https://id.example/refuse"}
+    found = []
+    for tag, attributes in Document(render(name, **SECRETS, **links).html).elements:
+        assert tag not in {"script", "iframe", "img", "object", "embed"}
+        if tag == "a":
+            found.append(attributes.pop("href"))
         assert not any(
             attribute.startswith("on") or attribute == "style" for attribute in attributes
         )
         assert attributes.get("href", "data:,") == "data:,"
         assert "src" not in attributes
+    assert found == (list(links.values()) if name == "invitation" else [])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -268,6 +296,7 @@ def hostile(function):
 def test_page_with_hostile_text_has_the_same_elements_and_policy(text):
     """Threats 19 and 21."""
     names = ("address", "requested_by", "sid", "client_secret", "token", "title", "message")
+    names += ("sender", "sender_display_name", "room_name", "link", "refuse_link", "medium")
     for name in PAGES:
         harmless = render(name, **dict.fromkeys(names, "x"))
         page = render(name, **dict.fromkeys(names, "x" + text))

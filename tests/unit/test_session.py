@@ -15,13 +15,14 @@ from identity.errors import (
     WrongValidationToken,
 )
 from identity.mxid import UserId
-from identity.threepid import ThreePid
+from identity.threepid import Medium, ThreePid
 from identity.validation import session as sessions
-from identity.validation.domains import DomainPolicy
+from identity.messaging.domains import DomainPolicy
 from identity.validation.session import (
     MAX_NEXT_LINK_CHARACTERS,
     MAX_SEND_ATTEMPT,
     Session,
+    Token,
     is_sid,
     parse_client_secret,
     parse_next_link,
@@ -126,7 +127,7 @@ def test_client_secret_and_sid_follow_one_grammar(text):
 @pytest.mark.requirement("SESS-02", "SESS-03", "SESS-04")
 def test_sids_and_tokens_are_long_and_never_the_same():
     sids = {sessions.new_sid() for _ in range(1_000)}
-    tokens = {sessions.new_email_token() for _ in range(1_000)}
+    tokens = {sessions.new_token(Medium.EMAIL) for _ in range(1_000)}
     assert len(sids) == len(tokens) == 1_000
     assert all(is_sid(text) for text in sids | tokens)
     assert {len(text) for text in sids} == {22}
@@ -232,3 +233,69 @@ def test_domain_is_served_if_allowed_and_not_denied(allowed, denied, domain):
     served = not any(map(matches, denied)) and (not allowed or any(map(matches, allowed)))
     check = DomainPolicy(allowed, denied).check
     assert refuses(lambda: check(domain), InvalidEmail) is not served
+
+
+# --- which tokens count ----------------------------------------------------------------------------
+
+LIFETIME_MS = sessions.CODE_LIFETIME_MS
+TOKENS = st.lists(
+    st.builds(
+        Token,
+        token_hash=st.binary(min_size=4, max_size=4),
+        send_attempt=st.integers(0, 9),
+        prepared_at_ms=st.integers(0, 3 * LIFETIME_MS),
+        live=st.booleans(),
+    ),
+    unique_by=lambda token: token.send_attempt,
+)
+
+
+def accepted(medium, *tokens, now_ms):
+    return sessions.accepted_hashes(medium, tokens, now_ms)
+
+
+@pytest.mark.requirement("SESS-04")
+def test_codes_are_six_digits_with_leading_zeros():
+    codes = {sessions.new_token(Medium.MSISDN) for _ in range(2_000)}
+    assert all(re.fullmatch("[0-9]{6}", code, re.ASCII) for code in codes)
+    assert {code[0] for code in codes} == set("0123456789")
+    assert len(codes) > 1_900
+
+
+@given(tokens=TOKENS, now_ms=st.integers(0, 4 * LIFETIME_MS))
+def test_every_token_that_was_mailed_counts(tokens, now_ms):
+    hashes = [token.token_hash for token in tokens]
+    assert accepted(Medium.EMAIL, *tokens, now_ms=now_ms) == hashes
+
+
+@pytest.mark.requirement("SESS-04")
+@given(tokens=TOKENS, now_ms=st.integers(0, 4 * LIFETIME_MS))
+def test_at_most_one_code_counts_and_it_is_young_and_of_the_highest_attempt(tokens, now_ms):
+    counting = accepted(Medium.MSISDN, *tokens, now_ms=now_ms)
+    assert len(counting) <= 1
+    for token in tokens:
+        if token.token_hash in counting:
+            assert now_ms <= token.prepared_at_ms + LIFETIME_MS
+            assert not any(t.live and t.send_attempt > token.send_attempt for t in tokens)
+
+
+@pytest.mark.requirement("SESS-04")
+def test_newest_code_counts_until_it_is_ten_minutes_old_and_revives_no_other():
+    first = Token(b"1", 1, 0, live=True)
+    second = Token(b"2", 2, 1_000, live=True)
+    assert accepted(Medium.MSISDN, first, now_ms=LIFETIME_MS) == [b"1"]
+    assert accepted(Medium.MSISDN, first, now_ms=LIFETIME_MS + 1) == []
+    assert accepted(Medium.MSISDN, first, second, now_ms=1_000) == [b"2"]
+    assert accepted(Medium.MSISDN, first, second, now_ms=LIFETIME_MS + 1_000) == [b"2"]
+    # The host that sent the second has a clock that is behind: the first stays dead.
+    behind = replace(second, prepared_at_ms=-5_000)
+    assert accepted(Medium.MSISDN, first, behind, now_ms=LIFETIME_MS - 1_000) == []
+
+
+@pytest.mark.requirement("SESS-04")
+def test_code_that_is_on_its_way_is_the_newest_and_one_that_never_left_is_not():
+    first = Token(b"1", 1, LIFETIME_MS, live=True)
+    prepared = Token(b"2", 2, 1_000, live=False)
+    now_ms = 1_000 + sessions.SENDING_MS
+    assert accepted(Medium.MSISDN, first, prepared, now_ms=now_ms) == [b"2"]
+    assert accepted(Medium.MSISDN, first, prepared, now_ms=now_ms + 1) == [b"1"]
