@@ -64,13 +64,14 @@ def _client(request: Request, seconds: float, rate: float) -> list[float]:
                     due = time.perf_counter()
                 # From when it was due: what a slow answer holds up counts as slow, too.
                 began = due
-            connection.sendall(request.data)
-            _read_answer(connection)
+            exchange(connection, request)
             latencies.append(time.perf_counter() - began)
     return latencies
 
 
-def _read_answer(connection: socket.socket) -> None:
+def exchange(connection: socket.socket, request: Request) -> None:
+    """Send it and read its answer. Raises: RuntimeError for any answer but 200."""
+    connection.sendall(request.data)
     data = b""
     while b"\r\n\r\n" not in data:
         data += _receive(connection)

@@ -18,16 +18,20 @@ origins: Final = sa.Table(
     sa.Column("origin", SERVER_NAME, primary_key=True),
     sa.Column("last_id", sa.BigInteger, nullable=False),
     sa.Column("head", sa.LargeBinary(32), nullable=False),
+    # We were restored from a backup, and fetch our own statements back from our peers: until it
+    # is done nothing is stated, for its id may be taken.
+    sa.Column("recovering", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
-# Append-only. Two columns of a forgotten statement become null: what it said.
+# Append-only: a copy of each origin's log. Two columns of a forgotten statement become null: what
+# it said. One that was forgotten before it came here, or was refused, is its leaf alone.
 statements: Final = sa.Table(
     "statements",
     metadata,
     sa.Column("origin", SERVER_NAME, primary_key=True),
     sa.Column("origin_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("threepid", THREEPID, nullable=False, index=True),
-    sa.Column("ts_ms", sa.BigInteger, nullable=False),
+    sa.Column("threepid", THREEPID, index=True),
+    sa.Column("ts_ms", sa.BigInteger),
     sa.Column("leaf", sa.LargeBinary(32), nullable=False),
     # Canonical JSON of the six keys and the origin's signatures, exactly as it was signed.
     sa.Column("signed", Sealed("statements.signed")),

@@ -6,13 +6,19 @@ Rules:
   become visible in the order of their numbers and the lock is held only shortly.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from identity.associations import store
-from identity.associations.statement import Logged, Statement, encode_signed, newest
+from identity.associations.statement import (
+    Forgotten,
+    Logged,
+    Statement,
+    encode_signed,
+    given_out,
+    newest,
+)
 from identity.associations.store import Current
 from identity.clock import Clock
 from identity.database import Conflict, Database, Transaction
@@ -29,6 +35,7 @@ from identity.signing import SigningKey
 from identity.threepid import ThreePid
 
 _REBUILD_BATCH: Final = 1_000
+_Entry = TypeVar("_Entry", bound=Logged | Forgotten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Associations:
         logged, key = self._database.read(work)
         if logged is None or key is None:
             return None
-        signed: dict[str, Any] = json.loads(logged.signed)
+        signed = given_out(logged.signed)
         # Dendrite looks for the signature of the server that it asked.
         return signed if logged.origin == self._server_name else key.sign(signed, self._server_name)
 
@@ -141,7 +148,7 @@ class Associations:
         for entry in logged:
             head = next_head(head, entry.origin_id, entry.leaf)
         store.set_head(tx, self._server_name, head)
-        self._apply(tx, logged, held, tell=tell)
+        self.follow(tx, logged, held, tell=tell)
         return [signed for _, signed in made]
 
     def rebuild(self, progress: Callable[[int], None] = lambda _: None) -> int:
@@ -156,10 +163,8 @@ class Associations:
             lookup_store.clear_index(tx)
             count = 0
             for batch in store.read_log(tx, _REBUILD_BATCH):
-                blinds = [
-                    self._database.keys.blind_index(item.statement.threepid) for item in batch
-                ]
-                self._apply(tx, batch, store.lock_current(tx, blinds), tell=False)
+                winners = self._newest(batch)
+                self._apply(tx, winners, store.lock_current(tx, list(winners)))
                 count += len(batch)
                 progress(len(batch))
             return count
@@ -181,49 +186,109 @@ class Associations:
 
         return self._database.write(work, patient=True)
 
-    def _apply(
+    def follow(
         self,
         tx: Transaction,
         logged: Iterable[Logged],
-        held: dict[bytes, Current],
+        held: Mapping[bytes, Current],
         *,
         tell: bool,
-    ) -> None:
+    ) -> Mapping[bytes, Logged]:
         """Let the view, the index and the outbox follow statements that are in the log.
 
-        `held`: the current view of their 3PIDs, locked. `tell`: homeservers too.
+        `held`: the current view of their 3PIDs, locked. `tell`: homeservers too. Returns those
+        that count now, by the blind index of their 3PID.
         """
         blind_index = self._database.keys.blind_index
-        winners = {
-            blind: entry
-            for threepid, entry in newest(logged).items()
-            if (blind := blind_index(threepid)) not in held or entry.version > held[blind].version
-        }
-        if not winners:
-            return
-        if not store.put_current(tx, winners, held):
-            # A 3PID that nobody had bound was bound by someone else while we were at work.
-            raise Conflict
-        index.follow(tx, self._database.keys, self._changes(tx, winners, held))
-        if tell:
+        winners = {blind_index(threepid): entry for threepid, entry in newest(logged).items()}
+        applied = self._apply(tx, winners, held)
+        if tell and applied:
             now_ms = self._clock.now_ms()
-            for blind, entry in winners.items():
+            foreign = {
+                blind for blind, entry in applied.items() if entry.origin != self._server_name
+            }
+            silent = foreign - outbox.find_concerned(tx, foreign, now_ms) if foreign else foreign
+            for blind, entry in applied.items():
+                if blind in silent:
+                    continue
                 previous_mxid = held[blind].mxid if blind in held else None
-                ours = entry.origin == self._server_name
+                ours = blind not in foreign
                 outbox.follow(
                     tx, blind, entry, previous_mxid=previous_mxid, ours=ours, now_ms=now_ms
                 )
+        return applied
+
+    def drop(self, tx: Transaction, origin: str, origin_ids: Sequence[int]) -> int:
+        """Forget statements that are bindings here, and no more at their origin.
+
+        Nobody is bound by them any more, and what they replaced does not come back. Those that are
+        no bindings here are left alone. Returns how many there were.
+        """
+        blinds = store.threepids_of(tx, origin, origin_ids)
+        wanted = frozenset(origin_ids)
+        held = {
+            blind: current
+            for blind, current in store.lock_current(tx, blinds).items()
+            if current.mxid is not None
+            and current.version.origin == origin
+            and current.version.origin_id in wanted
+        }
+        dropped = {blind: Forgotten(blind, current.version) for blind, current in held.items()}
+        self._apply(tx, dropped, held)
+        store.forget(tx, origin, [entry.version.origin_id for entry in dropped.values()])
+        for blind in outbox.find_concerned(tx, dropped, self._clock.now_ms()):
+            outbox.end(tx, blind)
+        return len(dropped)
+
+    def _newest(self, entries: Iterable[Logged | Forgotten]) -> dict[bytes, Logged | Forgotten]:
+        """The entry that counts for each 3PID, by its blind index."""
+        winners: dict[bytes, Logged | Forgotten] = {}
+        for entry in entries:
+            if isinstance(entry, Logged):
+                blind = self._database.keys.blind_index(entry.statement.threepid)
+            else:
+                blind = entry.threepid
+            if blind not in winners or entry.version > winners[blind].version:
+                winners[blind] = entry
+        return winners
+
+    def _apply(
+        self, tx: Transaction, winners: Mapping[bytes, _Entry], held: Mapping[bytes, Current]
+    ) -> dict[bytes, _Entry]:
+        """Write into view and index those of `winners` that count; returns them.
+
+        What is as new as what is held is the same statement: it is dropped, or its text is back.
+        """
+        applied = {
+            blind: entry
+            for blind, entry in winners.items()
+            if blind not in held or entry.version >= held[blind].version
+        }
+        if not applied:
+            return applied
+        if not store.put_current(tx, applied, held):
+            # A 3PID that nobody had bound was bound by someone else while we were at work.
+            raise Conflict
+        index.follow(tx, self._database.keys, self._changes(tx, applied, held))
+        return applied
 
     def _changes(
-        self, tx: Transaction, winners: dict[bytes, Logged], held: dict[bytes, Current]
+        self, tx: Transaction, winners: Mapping[bytes, _Entry], held: Mapping[bytes, Current]
     ) -> Sequence[Change]:
+        bound = {
+            blind: held[blind].version
+            for blind in winners
+            if blind in held and held[blind].mxid is not None
+        }
+        replaced = store.find_all_logged(tx, bound.values())
         changes = []
         for blind, entry in winners.items():
-            before = None
-            if blind in held and held[blind].mxid is not None:
-                replaced = store.find_logged(tx, held[blind].version)
-                before = None if replaced is None else replaced.statement.threepid
-            threepid = entry.statement.threepid
-            after = threepid if entry.statement.mxid is not None else None
-            changes.append(Change(blind, before, after))
+            version = bound.get(blind)
+            before = None if version is None else replaced.get((version.origin, version.origin_id))
+            after = None
+            if isinstance(entry, Logged) and entry.statement.mxid is not None:
+                after = entry.statement.threepid
+            changes.append(
+                Change(blind, None if before is None else before.statement.threepid, after)
+            )
         return changes

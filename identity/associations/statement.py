@@ -8,6 +8,7 @@ Source: Matrix Identity Service API, "Establishing associations"; MSC2134 for ti
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
@@ -19,6 +20,9 @@ from identity.threepid import Medium, ThreePid
 
 # 100 years of 365 days: an association is valid until it is revoked.
 VALIDITY_MS: Final = 3_153_600_000_000
+# Of the addresses that were taken, these are canonical beyond doubt, which is what most are.
+_CANONICAL: Final = re.compile(r"[^+A-Z\x80-\U0010ffff][^A-Z\x80-\U0010ffff]*")
+_SIGNED_KEYS: Final = ("address", "medium", "mxid", "not_after", "not_before", "ts")
 
 
 class Version(NamedTuple):
@@ -65,15 +69,18 @@ class Statement:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], lowered: str | None = None) -> Self:
-        """A statement that was checked before it was stored, so its shape is known."""
-        mxid = value["mxid"]
-        return cls(
-            ThreePid(Medium(value["medium"]), value["address"], lowered),
-            None if mxid is None else UserId.parse(mxid),
-            value["ts"],
-            value["not_before"],
-            value["not_after"],
-        )
+        """A statement that was checked before it was stored, so its shape is known.
+
+        One from a Sydent is stored as it came, and its address need not be canonical.
+        """
+        medium, address = value["medium"], value["address"]
+        if not _CANONICAL.fullmatch(address):
+            address = ThreePid.parse(medium, address).address
+        threepid = ThreePid(Medium(medium), address, lowered)
+        if value["mxid"] is None:
+            return cls(threepid, None, value["ts"], None, None)
+        mxid = UserId.parse(value["mxid"])
+        return cls(threepid, mxid, value["ts"], value["not_before"], value["not_after"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +107,29 @@ class Logged:
         return leaf_of(self.signed)
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A statement in the log of which only its 3PID, as a blind index, and its version are left.
+
+    It counts as a revocation: what it replaced does not come back, and nobody is bound by it.
+    """
+
+    threepid: bytes
+    version: Version
+
+
 def encode_signed(signed: dict[str, Any]) -> str:
     """The text that is stored and hashed."""
     return encode_canonical(signed).decode()
+
+
+def given_out(signed: str) -> dict[str, Any]:
+    """What others are shown of a stored statement: the six keys and the signatures.
+
+    What a Sydent signed may hold more, and that is not always for everyone.
+    """
+    value = json.loads(signed)
+    return {key: value[key] for key in (*_SIGNED_KEYS, "signatures")}
 
 
 def newest(logged: Iterable[Logged]) -> dict[ThreePid, Logged]:

@@ -1,14 +1,16 @@
 """Statements over the log, the origins and the current view, one a function."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from identity.associations.models import associations, origins, statements
-from identity.associations.statement import Logged, Version
+from identity.associations.statement import Forgotten, Logged, Version
 from identity.database import insert
+from identity.errors import Recovering
+from identity.replication.batch import Item
 from identity.replication.chain import EMPTY_HEAD
 from identity.sealing import StorageKeys
 
@@ -35,6 +37,14 @@ class Current:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How far the log of one origin is here."""
+
+    last_id: int
+    head: bytes
+
+
 def ensure_origin(tx: sa.Connection, origin: str) -> None:
     """An origin is there before its first statement, so that its lock can be taken."""
     tx.execute(
@@ -49,15 +59,46 @@ def allocate_ids(tx: sa.Connection, origin: str, count: int) -> tuple[int, bytes
 
     Returns the id before the first of them, and the head of the chain there. Whoever waits
     here commits later and has higher ids, so a reader never skips one that commits late.
+    Raises: Recovering, of our own ids, while others may hold statements under them.
     """
     query = (
         origins.update()
         .where(origins.c.origin == origin)
         .values(last_id=origins.c.last_id + count)
-        .returning(origins.c.last_id, origins.c.head)
+        .returning(origins.c.last_id, origins.c.head, origins.c.recovering)
     )
     row = tx.execute(query).one()
+    if row.recovering:
+        raise Recovering
     return row.last_id - count, bytes(row.head)
+
+
+def set_recovering(tx: sa.Connection, origin: str, *, recovering: bool) -> bool:
+    """Begin or end to hold back new statements; whether that is a change."""
+    is_other = origins.c.recovering.is_not(recovering)
+    query = origins.update().where(origins.c.origin == origin, is_other)
+    return tx.execute(query.values(recovering=recovering)).rowcount > 0
+
+
+def is_recovering(tx: sa.Connection, origin: str) -> bool:
+    query = sa.select(origins.c.recovering).where(origins.c.origin == origin)
+    return bool(tx.execute(query).scalar_one())
+
+
+def lock_origin(tx: sa.Connection, origin: str) -> Origin:
+    """The origin, which is there, locked until the end of the transaction."""
+    row = tx.execute(sa.select(origins).where(origins.c.origin == origin).with_for_update()).one()
+    return Origin(row.last_id, bytes(row.head))
+
+
+def find_origin(tx: sa.Connection, origin: str) -> Origin | None:
+    row = tx.execute(sa.select(origins).where(origins.c.origin == origin)).first()
+    return None if row is None else Origin(row.last_id, bytes(row.head))
+
+
+def set_origin(tx: sa.Connection, origin: str, last_id: int, head: bytes) -> None:
+    query = origins.update().where(origins.c.origin == origin)
+    tx.execute(query.values(last_id=last_id, head=head))
 
 
 def set_head(tx: sa.Connection, origin: str, head: bytes) -> None:
@@ -70,21 +111,63 @@ def lock_origins(tx: sa.Connection) -> None:
 
 
 def append(tx: sa.Connection, keys: StorageKeys, entries: Sequence[Logged]) -> None:
-    tx.execute(
-        statements.insert(),
-        [
-            {
-                "origin": entry.origin,
-                "origin_id": entry.origin_id,
-                "threepid": keys.blind_index(entry.statement.threepid),
-                "ts_ms": entry.statement.ts_ms,
-                "leaf": entry.leaf,
-                "signed": entry.signed,
-                "lowered": entry.statement.threepid.lowered,
-            }
-            for entry in entries
-        ],
+    if entries:
+        tx.execute(statements.insert(), [_row(keys, entry) for entry in entries])
+
+
+def append_leaves(tx: sa.Connection, origin: str, items: Sequence[Item]) -> None:
+    """Statements of which only id and leaf are kept."""
+    if items:
+        rows = [
+            {"origin": origin, "origin_id": item.origin_id, "leaf": item.leaf} for item in items
+        ]
+        tx.execute(statements.insert(), rows)
+
+
+def refill(tx: sa.Connection, keys: StorageKeys, entries: Sequence[Logged]) -> None:
+    """Give statements their text back that are in the log by their leaf."""
+    if not entries:
+        return
+    query = statements.update().where(
+        statements.c.origin == sa.bindparam("of_origin"),
+        statements.c.origin_id == sa.bindparam("of_id"),
+        statements.c.leaf == sa.bindparam("of_leaf"),
     )
+    rows = [_row(keys, entry) for entry in entries]
+    for row in rows:
+        row |= {name: row.pop(key) for name, key in _REFILLED.items()}
+    tx.execute(query, rows)
+
+
+def forget(tx: sa.Connection, origin: str, origin_ids: Sequence[int]) -> None:
+    """Take away what these statements say; their ids, leaves, 3PIDs and versions stay."""
+    for start in range(0, len(origin_ids), _CHUNK):
+        tx.execute(
+            statements.update()
+            .where(
+                statements.c.origin == origin,
+                statements.c.origin_id.in_(origin_ids[start : start + _CHUNK]),
+            )
+            .values(signed=None, lowered=None)
+        )
+
+
+def find_leaves(
+    tx: sa.Connection, origin: str, origin_ids: Sequence[int]
+) -> dict[int, tuple[bytes, bool]]:
+    """Of those in the log: id to leaf, and whether the text is there."""
+    found: dict[int, tuple[bytes, bool]] = {}
+    for start in range(0, len(origin_ids), _CHUNK):
+        query = sa.select(
+            statements.c.origin_id,
+            statements.c.leaf,
+            statements.c.signed.is_not(None).label("complete"),
+        ).where(
+            statements.c.origin == origin,
+            statements.c.origin_id.in_(origin_ids[start : start + _CHUNK]),
+        )
+        found |= {row.origin_id: (bytes(row.leaf), bool(row.complete)) for row in tx.execute(query)}
+    return found
 
 
 def lock_current(tx: sa.Connection, threepids: Sequence[bytes]) -> dict[bytes, Current]:
@@ -110,7 +193,9 @@ def find_current(tx: sa.Connection, threepid: bytes) -> Current | None:
     return None if row is None else _current(row)
 
 
-def put_current(tx: sa.Connection, winners: dict[bytes, Logged], held: Collection[bytes]) -> bool:
+def put_current(
+    tx: sa.Connection, winners: Mapping[bytes, Logged | Forgotten], held: Collection[bytes]
+) -> bool:
     """Write the winners. `held`: the 3PIDs that had a row when `lock_current` looked.
 
     False if one of the others has got a row meanwhile: nobody could lock what was not there.
@@ -137,6 +222,26 @@ def find_logged(tx: sa.Connection, version: Version) -> Logged | None:
     return None if row is None else _logged(row)
 
 
+def find_all_logged(
+    tx: sa.Connection, versions: Iterable[Version]
+) -> dict[tuple[str, int], Logged]:
+    """The same of many, by origin and id; those that are forgotten are left out."""
+    ids: dict[str, list[int]] = {}
+    for version in versions:
+        ids.setdefault(version.origin, []).append(version.origin_id)
+    found = {}
+    for origin, origin_ids in ids.items():
+        for start in range(0, len(origin_ids), _CHUNK):
+            query = sa.select(statements).where(
+                statements.c.origin == origin,
+                statements.c.origin_id.in_(origin_ids[start : start + _CHUNK]),
+            )
+            for row in tx.execute(query):
+                if logged := _logged(row):
+                    found[origin, row.origin_id] = logged
+    return found
+
+
 def live_after(tx: sa.Connection, threepid: bytes, limit: int) -> list[tuple[bytes, Logged]]:
     """(blind index, winning statement) of the bound 3PIDs behind `threepid`, in that order."""
     query = (
@@ -149,8 +254,8 @@ def live_after(tx: sa.Connection, threepid: bytes, limit: int) -> list[tuple[byt
     return [(bytes(row.threepid), logged) for row in tx.execute(query) if (logged := _logged(row))]
 
 
-def read_log(tx: sa.Connection, batch: int) -> Iterator[list[Logged]]:
-    """What is not forgotten of the whole log, in batches, in order of origin and id."""
+def read_log(tx: sa.Connection, batch: int) -> Iterator[list[Logged | Forgotten]]:
+    """The whole log, in batches, in order of origin and id, without what is a leaf alone."""
     last = ("", 0)
     while True:
         query = (
@@ -162,7 +267,12 @@ def read_log(tx: sa.Connection, batch: int) -> Iterator[list[Logged]]:
         rows = tx.execute(query).all()
         if not rows:
             return
-        yield [logged for row in rows if (logged := _logged(row))]
+        yield [
+            _logged(row)
+            or Forgotten(bytes(row.threepid), Version(row.ts_ms, row.origin, row.origin_id))
+            for row in rows
+            if row.threepid is not None
+        ]
         last = (rows[-1].origin, rows[-1].origin_id)
 
 
@@ -177,7 +287,9 @@ def count_live(tx: sa.Connection) -> int:
 
 
 def count_log(tx: sa.Connection) -> int:
-    return int(tx.execute(sa.select(sa.func.count()).select_from(statements)).scalar_one())
+    """Without what is a leaf alone."""
+    query = sa.select(sa.func.count()).where(statements.c.threepid.is_not(None))
+    return int(tx.execute(query).scalar_one())
 
 
 def origin_states(tx: sa.Connection) -> list[tuple[str, int, bytes]]:
@@ -186,21 +298,60 @@ def origin_states(tx: sa.Connection) -> list[tuple[str, int, bytes]]:
     return [(row.origin, row.last_id, bytes(row.head)) for row in tx.execute(query)]
 
 
-def live_leaves(tx: sa.Connection, origin: str) -> Iterator[tuple[int, bytes]]:
-    """(origin id, leaf) of the origin's statements that are current bindings, in order of id."""
+def live_leaves(
+    tx: sa.Connection, origin: str, first: int = 0, end: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """(origin id, leaf) of the origin's statements that are current bindings, in order of id.
+
+    Of all of them, or of those with `first` <= id < `end`.
+    """
     query = (
         sa.select(statements.c.origin_id, statements.c.leaf)
-        .select_from(associations.join(statements, _IS_WINNER))
-        .where(associations.c.mxid.is_not(None), statements.c.origin == origin)
+        .select_from(statements.join(associations, _IS_WINNER))
+        .where(
+            statements.c.origin == origin,
+            statements.c.origin_id >= first,
+            sa.true() if end is None else statements.c.origin_id < end,
+            associations.c.mxid.is_not(None),
+        )
         .order_by(statements.c.origin_id)
     )
     for row in tx.execute(query):
         yield row.origin_id, bytes(row.leaf)
 
 
-_IS_WINNER: Final = (statements.c.origin == associations.c.origin) & (
-    statements.c.origin_id == associations.c.origin_id
+def threepids_of(tx: sa.Connection, origin: str, origin_ids: Sequence[int]) -> list[bytes]:
+    """Blind indexes of the 3PIDs that these statements are about."""
+    found: list[bytes] = []
+    for start in range(0, len(origin_ids), _CHUNK):
+        query = sa.select(statements.c.threepid).where(
+            statements.c.origin == origin,
+            statements.c.origin_id.in_(origin_ids[start : start + _CHUNK]),
+            statements.c.threepid.is_not(None),
+        )
+        found += [bytes(threepid) for threepid in tx.execute(query).scalars()]
+    return found
+
+
+_IS_WINNER: Final = (
+    (statements.c.threepid == associations.c.threepid)
+    & (statements.c.origin == associations.c.origin)
+    & (statements.c.origin_id == associations.c.origin_id)
 )
+# What an update is about, by names that no column has.
+_REFILLED: Final = {"of_origin": "origin", "of_id": "origin_id", "of_leaf": "leaf"}
+
+
+def _row(keys: StorageKeys, entry: Logged) -> dict[str, Any]:
+    return {
+        "origin": entry.origin,
+        "origin_id": entry.origin_id,
+        "threepid": keys.blind_index(entry.statement.threepid),
+        "ts_ms": entry.statement.ts_ms,
+        "leaf": entry.leaf,
+        "signed": entry.signed,
+        "lowered": entry.statement.threepid.lowered,
+    }
 
 
 def _current(row: Any) -> Current:
@@ -208,15 +359,15 @@ def _current(row: Any) -> Current:
     return Current(version, row.mxid, row.not_before_ms, row.not_after_ms)
 
 
-def _values(winner: Logged) -> dict[str, object]:
-    statement = winner.statement
+def _values(winner: Logged | Forgotten) -> dict[str, object]:
+    statement = winner.statement if isinstance(winner, Logged) else None
     return {
-        "ts_ms": statement.ts_ms,
-        "origin": winner.origin,
-        "origin_id": winner.origin_id,
-        "mxid": None if statement.mxid is None else str(statement.mxid),
-        "not_before_ms": statement.not_before_ms,
-        "not_after_ms": statement.not_after_ms,
+        "ts_ms": winner.version.ts_ms,
+        "origin": winner.version.origin,
+        "origin_id": winner.version.origin_id,
+        "mxid": None if statement is None or statement.mxid is None else str(statement.mxid),
+        "not_before_ms": None if statement is None else statement.not_before_ms,
+        "not_after_ms": None if statement is None else statement.not_after_ms,
     }
 
 

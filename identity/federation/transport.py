@@ -112,7 +112,8 @@ class Transport:
     ) -> None:
         """Raises: SetupError when `ca_file` cannot be used."""
         self._policy = AddressPolicy(settings.allow_private_addresses, settings.denied_networks)
-        self._tls = _tls_context(settings)
+        self._tls = tls_context(settings)
+        self._tls.sslsocket_class = _BoundedSocket
         self._resolver = resolver
         self._connect = connect
 
@@ -239,11 +240,11 @@ class _BoundedSocket(ssl.SSLSocket):
         return super().send(data, flags)
 
 
-def _tls_context(settings: Federation) -> ssl.SSLContext:
+def tls_context(settings: Federation) -> ssl.SSLContext:
+    """How certificates are checked. Raises: SetupError when `ca_file` cannot be used."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False
-    context.sslsocket_class = _BoundedSocket
     if settings.ca_file is not None:
         try:
             context.load_verify_locations(settings.ca_file)

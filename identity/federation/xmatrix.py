@@ -103,9 +103,20 @@ def signed_messages(
     `content`: the body, as canonical JSON.
     """
     for uri, destination, key in product(uris, destinations, _DESTINATION_KEYS):
-        rest = encode_canonical({key: destination, "method": method, "origin": origin, "uri": uri})
-        # Of the five keys "content" is the first in order, so a long one is encoded only once.
-        yield b'{"content":%b,%b' % (content, rest[1:])
+        yield _message(method, uri, origin, {key: destination}, content)
+
+
+def signed_message(method: str, uri: str, origin: str, destination: str, content: bytes) -> bytes:
+    """What the specification has a server sign: canonical JSON. `content`: the same, of the body."""
+    return _message(method, uri, origin, {"destination": destination}, content)
+
+
+def _message(
+    method: str, uri: str, origin: str, destination: dict[str, str], content: bytes
+) -> bytes:
+    rest = encode_canonical({**destination, "method": method, "origin": origin, "uri": uri})
+    # Of the five keys "content" is the first in order, so a long one is encoded only once.
+    return b'{"content":%b,%b' % (content, rest[1:])
 
 
 def _credentials(text: str) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -1,7 +1,7 @@
 """The courier: one process for what nobody waits for.
 
-It reports which keys this host holds, purges what has expired, and carries on with a pepper
-that is being indexed. Several couriers may share one database: each piece of work may be done
+It sends to peers and to homeservers, reports which keys this host holds, purges what has expired,
+and carries on with a pepper that is being indexed. Several couriers may share one database: each piece of work may be done
 twice without harm.
 """
 
@@ -17,9 +17,18 @@ from typing import Final
 import structlog
 
 from identity.clock import MINUTE_MS, SECOND_MS, Clock, SystemClock
+from identity.config import Config
 from identity.errors import StorageUnavailable
+from identity.federation.resolver import SystemResolver
 from identity.opening import open_database
 from identity.processes.configuration import ConfigSource
+from identity.processes.replicator import Replicator
+from identity.replication.client import PeerClients
+from identity.replication.forgetting import Forgetting
+from identity.replication.recovery import Recovery
+from identity.replication.sending import Sending
+from identity.replication.sydent.client import SydentClients
+from identity.replication.sydent.sending import SydentSending
 from identity.services import Services, assemble
 
 log = structlog.get_logger(__name__)
@@ -43,16 +52,44 @@ class Task:
 class Courier:
     """The tasks of one host."""
 
-    def __init__(self, services: Services, clock: Clock) -> None:
+    def __init__(self, services: Services, clock: Clock, host_id: str | None = None) -> None:
+        """`host_id`: of no other courier that is alive. Leases under it are ours."""
         self._services = services
         self._clock = clock
-        self._host_id = secrets.token_hex(16)
+        self._host_id = host_id or secrets.token_hex(16)
         self.stopping = threading.Event()
+        config = services.config
+        our_name = str(config.server.name)
+        self.clients = _peer_clients(services)
+        self.recovery = _recovery(services, self.clients)
+        self.sending = Sending(
+            services.database,
+            self.clients,
+            self.recovery,
+            our_name,
+            config.replication.batch_size,
+            clock,
+            self._host_id,
+        )
+        sydent_sending = SydentSending(
+            services.database,
+            services.signing_keys,
+            SydentClients(config.replication, SystemResolver()),
+            our_name,
+            config.replication.batch_size,
+            clock,
+            self._host_id,
+        )
+        self._replicator = Replicator([self.recovery, self.sending, sydent_sending], self.stopping)
+        self.forgetting = Forgetting(
+            services.database, our_name, config.retention.revocations, clock
+        )
         self._tasks = [
             Task("heartbeat", 10 * SECOND_MS, self._report),
             Task("purge", MINUTE_MS, self.purge),
             Task("pepper", 10 * SECOND_MS, self._tend_peppers),
             Task("onbind", SECOND_MS // 5, self._deliver),
+            Task("quarantine", SECOND_MS, lambda: self._repeat(services.receiver.take_due)),
         ]
         # Homeservers are slow, and nothing else may wait for them.
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="onbind")
@@ -60,14 +97,17 @@ class Courier:
 
     def run(self) -> None:
         """Until `stopping` is set."""
+        # Nothing that the tasks do may hold up what peers wait for.
+        replication = threading.Thread(target=self._replicator.run, name="replication")
+        replication.start()
         while not self.stopping.is_set():
             self.run_due()
             self.stopping.wait(_TICK_SECONDS)
         # Else the others forget this host when it has been silent for long enough.
         with suppress(StorageUnavailable):
             self._services.signing_keys.leave(self._host_id)
-
         self._calls.shutdown()
+        replication.join()
 
     def run_due(self) -> None:
         """Run the tasks that are due now; while the database is away they are due again later."""
@@ -82,15 +122,20 @@ class Courier:
                     log.warning("task_postponed", task=task.name)
 
     def purge(self) -> None:
-        """Delete what has expired."""
+        """Delete what has expired, and forget what need not be known any more."""
+        self.sending.suspend_silent()
+        self.forgetting.note_milestones()
         services, retention = self._services, self._services.config.retention
         for name, purge in (
             ("sessions", lambda: services.validation.purge(retention.sessions)),
             ("access_tokens", lambda: services.accounts.purge(retention.access_tokens_unused)),
             ("limits", services.limiter.purge_expired),
+            ("sms_traffic", services.sms_defence.purge),
             ("lookup_index", services.peppers.purge),
             ("invites", services.invites.purge),
             ("deliveries", lambda: services.notifications.purge(retention.sessions)),
+            ("statements", self.forgetting.forget),
+            ("refused_statements", self.forgetting.forget_refused),
         ):
             purged = self._repeat(purge)
             if purged:
@@ -133,14 +178,49 @@ class Courier:
             peppers.finish(unfinished, stopping=self.stopping.is_set)
 
 
-def run_courier(source: ConfigSource) -> None:
+def look_around(config: Config) -> None:
+    """Ask the peers whether we were restored from a backup: before anything can be stated.
+
+    Raises: SetupError, StorageUnavailable.
+    """
+    clock = SystemClock()
+    services = assemble(config, open_database(config, clock, migrate=False).database, clock)
+    try:
+        _recovery(services, _peer_clients(services)).look_around()
+    finally:
+        # A connection may not be shared by two processes, and a fork follows.
+        services.close()
+
+
+def _recovery(services: Services, clients: PeerClients) -> Recovery:
+    return Recovery(
+        services.database,
+        services.signing_keys,
+        services.receiver,
+        clients,
+        str(services.config.server.name),
+        services.clock,
+    )
+
+
+def _peer_clients(services: Services) -> PeerClients:
+    config = services.config
+    return PeerClients(
+        config.federation,
+        SystemResolver(),
+        str(config.server.name),
+        services.signing_keys.get_active,
+    )
+
+
+def run_courier(source: ConfigSource, host_id: str) -> None:
     """Work until SIGTERM or SIGINT."""
     config = source.load()
     clock = SystemClock()
     database = open_database(config, clock, migrate=False).database
     # A client of homeservers uses a quarter of the threads that it is told of.
     services = assemble(config, database, clock, threads=4 * CALLS)
-    courier = Courier(services, clock)
+    courier = Courier(services, clock, host_id)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: courier.stopping.set())
     try:

@@ -11,23 +11,26 @@
 
 import ctypes
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from socket import AF_INET, AF_INET6, create_server, has_dualstack_ipv6, socket
 from typing import Any, Final
 
 import structlog
 
 from identity import logs
-from identity.config import ConfigError
+from identity.config import Config, ConfigError
 from identity.config.values import Listen
 from identity.errors import IdentityError, SetupError
 from identity.processes.configuration import ConfigSource
-from identity.processes.courier import run_courier
-from identity.processes.web import INTERNAL, load_app, run_web
+from identity.processes.courier import look_around, run_courier
+from identity.processes.web import INTERNAL, SYDENT, Site, load_app, run_web
+from identity.replication.sydent.tls import server_context
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +41,7 @@ _RESTART_DELAY_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 40.0
 _BACKLOG: Final = 2048
 _PR_SET_PDEATHSIG: Final = 1
+_SIDES: Final = {"internal": INTERNAL, "replication": SYDENT}
 
 
 @dataclass(slots=True)
@@ -56,18 +60,22 @@ class Supervisor:
     def __init__(self, source: ConfigSource) -> None:
         """Raises: SetupError, StorageUnavailable when the server cannot run."""
         self._source = source
+        # One courier follows another, and takes over its leases at once.
+        self._host_id = secrets.token_hex(16)
         config = source.load()
-        load_app(config)
+        _try_out(config)
+        # Before we listen: servers that start at once need not wait for each other.
+        look_around(config)
         self._address = config.server.listen
         self._listener = _listen("server", self._address)
-        self._internal_address = config.internal.listen
         self._children = [
             Child("web", self._run_web, reloads=True),
             Child("courier", self._run_courier, reloads=False),
         ]
-        if self._internal_address is not None:
-            self._internal_listener = _listen("internal", self._internal_address)
-            self._children.append(Child("internal", self._run_internal, reloads=True))
+        self._side_addresses = _side_addresses(config)
+        for section, address in self._side_addresses.items():
+            run = partial(self._run_side, _listen(section, address), _SIDES[section])
+            self._children.append(Child(section, run, reloads=True))
         self._exit_status: int | None = None
 
     def run(self) -> int:
@@ -89,13 +97,13 @@ class Supervisor:
     def _run_web(self) -> None:
         run_web(self._source, self._listener)
 
-    def _run_internal(self) -> None:
+    def _run_side(self, listener: socket, site: Site) -> None:
         self._listener.close()
-        run_web(self._source, self._internal_listener, INTERNAL)
+        run_web(self._source, listener, site)
 
     def _run_courier(self) -> None:
         self._listener.close()
-        run_courier(self._source)
+        run_courier(self._source, self._host_id)
 
     def _start(self, child: Child) -> None:
         parent = os.getpid()
@@ -114,7 +122,7 @@ class Supervisor:
     def _reload(self) -> None:
         try:
             config = self._source.read()
-            load_app(config)
+            _try_out(config)
             moved = config.server.listen != self._address
             listener = _listen("server", config.server.listen) if moved else self._listener
         except ConfigError as error:
@@ -126,8 +134,9 @@ class Supervisor:
             return
         logs.configure(config.logging.level, config.logging.format)
         log.info("reloading")
-        if config.internal.listen != self._internal_address:
-            log.warning("restart_needed", note="[internal] listen changes with the next start")
+        if _side_addresses(config) != self._side_addresses:
+            note = "[internal] and [replication] listen change with the next start"
+            log.warning("restart_needed", note=note)
         if moved:
             self._listener.close()
             self._address, self._listener = config.server.listen, listener
@@ -184,6 +193,19 @@ class Supervisor:
                 log.error("child_killed", child=child.name)
                 os.kill(child.pid, signal.SIGKILL)
                 os.waitpid(child.pid, 0)
+
+
+def _try_out(config: Config) -> None:
+    """Raises: SetupError, StorageUnavailable for what a child would stumble over."""
+    load_app(config)
+    if config.replication.listen is not None:
+        server_context(config.replication)
+
+
+def _side_addresses(config: Config) -> dict[str, Listen]:
+    """Where there are listeners besides the public one, by section."""
+    listens = {"internal": config.internal.listen, "replication": config.replication.listen}
+    return {section: listen for section, listen in listens.items() if listen is not None}
 
 
 def _listen(section: str, address: Listen) -> socket:

@@ -7,6 +7,7 @@ new one before the old workers go.
 
 import logging
 import signal
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import socket
@@ -16,12 +17,13 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from identity.app import create_app, create_internal_app
+from identity.app import create_app, create_internal_app, create_sydent_app
 from identity.clock import SystemClock
 from identity.config import Config
 from identity.opening import open_database
 from identity.processes.configuration import ConfigSource
-from identity.processes.worker import Worker
+from identity.processes.worker import TlsSocket, Worker
+from identity.replication.sydent.tls import server_context
 from identity.services import Services, assemble
 
 _HEADER_FIELDS: Final = 50
@@ -37,10 +39,15 @@ class Site:
 
     create: Callable[[Services], Flask]
     workers: Callable[[Config], int]
+    # Made anew at each reload, so a renewed certificate is shown. None: no TLS.
+    tls: Callable[[Config], ssl.SSLContext] | None = None
 
 
 PUBLIC: Final = Site(create_app, lambda config: config.worker_count)
 INTERNAL: Final = Site(create_internal_app, lambda _config: 1)
+SYDENT: Final = Site(
+    create_sydent_app, lambda _config: 1, lambda config: server_context(config.replication)
+)
 
 
 def load_app(config: Config, site: Site = PUBLIC) -> Flask:
@@ -86,6 +93,8 @@ class WebServer(BaseApplication):
                 signal.SIG_UNBLOCK, {signal.SIGHUP}
             ),
         }
+        if self._site.tls is not None:
+            settings |= _tls_settings(config, self._site.tls(config))
         for name, value in settings.items():
             self.cfg.set(name, value)
 
@@ -95,6 +104,17 @@ class WebServer(BaseApplication):
     def reload(self) -> None:
         self.callable = None
         super().reload()
+
+
+def _tls_settings(config: Config, context: ssl.SSLContext) -> dict[str, Any]:
+    context.sslsocket_class = TlsSocket
+    return {
+        # That there is one is what switches TLS on; the context is what counts.
+        "certfile": str(config.replication.certificate),
+        "ssl_context": lambda _config, _default: context,
+        "do_handshake_on_connect": False,
+        "keepalive": 0,
+    }
 
 
 class _Logger(Logger):

@@ -5,6 +5,7 @@
 - Nothing waits for a client outside of a request: the thread that would serves all of them.
 - A request that is no HTTP is answered in JSON like any other, and what it says is not logged:
   the line at fault may hold a token.
+- With TLS, the handshake is part of the arrival, and a connection is for one request.
 
 Source: security.md, decision 11 and threat 37.
 """
@@ -13,6 +14,7 @@ import errno
 import json
 import secrets
 import socket
+import ssl
 import time
 from contextlib import suppress
 from typing import Any, Final
@@ -36,6 +38,7 @@ class Worker(ThreadWorker):
     def handle(self, conn: TConn) -> bool:
         """One request of a connection, in a thread of the pool; whether to keep the connection."""
         if not isinstance(conn.sock, ClientSocket):
+            # With TLS the connection itself wraps it, and begins the handshake.
             conn.sock = ClientSocket(fileno=conn.sock.detach())
         conn.sock.begin_request()
         try:
@@ -46,6 +49,10 @@ class Worker(ThreadWorker):
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request of the application."""
         del req, addr
+        if isinstance(exc, ssl.SSLError):
+            # Nobody whom an answer could be sent to.
+            log.info("tls_failed", reason=exc.reason)
+            return
         request_id = secrets.token_hex(8)
         if isinstance(exc, ParseException):
             status, reason = _TOO_LONG.get(type(exc), (400, "Bad Request"))
@@ -101,6 +108,40 @@ class ClientSocket(socket.socket):
             raise _gone() from None
         finally:
             self.settimeout(None)
+
+
+class TlsSocket(ssl.SSLSocket):
+    """The same over TLS, for a connection of one request."""
+
+    _ends_at: float = 0.0
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - so it is declared
+        self._ends_at = time.monotonic() + ARRIVAL_SECONDS
+        self.settimeout(ARRIVAL_SECONDS)
+        try:
+            super().do_handshake(block)
+        except TimeoutError:
+            raise _gone() from None
+
+    def end_request(self) -> None:
+        self._ends_at = 0.0
+
+    def recv(self, size: int = 1024, flags: int = 0) -> bytes:
+        left = self._ends_at - time.monotonic()
+        if left <= 0:
+            raise _gone()
+        self.settimeout(left)
+        try:
+            return super().recv(size, flags)
+        except TimeoutError:
+            raise _gone() from None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.settimeout(DEPARTURE_SECONDS)
+        try:
+            super().sendall(data, flags)
+        except TimeoutError:
+            raise _gone() from None
 
 
 def _gone() -> ConnectionResetError:

@@ -1,0 +1,1 @@
+"""Replication to and from Sydent: its protocol, over mutual TLS."""
