@@ -52,7 +52,11 @@ def decode_canonical(data: bytes) -> Any:
     try:
         value = orjson.loads(data)
         # What comes out as it went in has no duplicate keys and no integers out of range.
-        if orjson.dumps(value, option=_CANONICAL) == data and b"\\u0000" not in data:
+        if (
+            orjson.dumps(value, option=_CANONICAL) == data
+            and b"\\u0000" not in data
+            and not _is_deep(value)
+        ):
             return value
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
         pass
@@ -89,6 +93,21 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
         raise ValueError("not a number of canonical JSON")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for parent in level
+            if type(parent) is dict or type(parent) is list
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _check_depth(text: str) -> None:

@@ -99,5 +99,5 @@ def uri_candidates(environ: Mapping[str, Any], path: str) -> tuple[str, ...]:
 
 
 def _is_ours(destination: str, our_names: Sequence[str]) -> bool:
-    # Clients pass on what people typed, and DNS does not mind upper case.
-    return destination.lower() in {name.lower() for name in our_names}
+    # Clients pass on what people typed: DNS does not mind upper case, nor a proxy a slash more.
+    return destination.rstrip("/").lower() in {name.lower() for name in our_names}

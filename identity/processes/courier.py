@@ -89,7 +89,7 @@ class Courier:
             Task("purge", MINUTE_MS, self.purge),
             Task("pepper", 10 * SECOND_MS, self._tend_peppers),
             Task("onbind", SECOND_MS // 5, self._deliver),
-            Task("quarantine", SECOND_MS, lambda: self._repeat(services.receiver.take_due)),
+            Task("quarantine", SECOND_MS, self._take_due),
         ]
         # Homeservers are slow, and nothing else may wait for them.
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="onbind")
@@ -170,6 +170,9 @@ class Courier:
     def _report(self) -> None:
         self._services.signing_keys.report(self._host_id)
 
+    def _take_due(self) -> None:
+        self._repeat(self._services.receiver.take_due)
+
     def _tend_peppers(self) -> None:
         peppers = self._services.peppers
         peppers.begin_if_older(self._services.config.lookup.pepper_rotation)
@@ -196,6 +199,7 @@ def _recovery(services: Services, clients: PeerClients) -> Recovery:
     return Recovery(
         services.database,
         services.signing_keys,
+        services.associations,
         services.receiver,
         clients,
         str(services.config.server.name),

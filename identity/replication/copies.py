@@ -13,7 +13,7 @@ from identity.associations import store as associations_store
 from identity.associations.service import Associations
 from identity.associations.store import Origin
 from identity.database import Database, Transaction
-from identity.replication import store
+from identity.replication import cursors, store
 from identity.replication.batch import MAX_ITEMS, Batch, cut
 from identity.replication.chain import EMPTY_HEAD
 from identity.replication.digest import RANGE_IDS, Comparison, Named, differing, digests
@@ -33,7 +33,15 @@ class Copies:
         self._associations = associations
 
     def state(self, peer: Peer) -> Origin:
-        """How far the peer's log is here."""
+        """How far the peer's log is here.
+
+        Who asks has just been started, or knows that it was restored from a backup. So ours may be
+        less far there than it was: we compare with it soon.
+        """
+        self._database.write(lambda tx: cursors.compare_soon(tx, peer.name))
+        return self._held(peer)
+
+    def _held(self, peer: Peer) -> Origin:
         found = self._database.read(lambda tx: associations_store.find_origin(tx, peer.name))
         return found or Origin(0, EMPTY_HEAD)
 
@@ -42,7 +50,7 @@ class Copies:
 
         The head is that of our copy where the batch is its end.
         """
-        held = self.state(peer)
+        held = self._held(peer)
         items = cut(
             self._database.read(lambda tx: store.items_after(tx, peer.name, after, MAX_ITEMS))
         )
@@ -51,7 +59,7 @@ class Copies:
 
     def compare(self, peer: Peer, theirs: Comparison) -> tuple[int, list[int]]:
         """(last id here, the ranges that differ); only where as much is held as they have."""
-        held = self.state(peer)
+        held = self._held(peer)
         if held.last_id != theirs.last_id:
             return held.last_id, []
         windows = range(0, held.last_id + 1, _WINDOW_IDS)

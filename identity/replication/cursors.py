@@ -175,6 +175,11 @@ def wake(tx: Transaction, peer: str, now_ms: int) -> None:
     )
 
 
+def compare_soon(tx: Transaction, peer: str) -> None:
+    """The peer is compared with as soon as it has everything."""
+    tx.execute(cursors.update().where(cursors.c.peer == peer).values(compared_at_ms=None))
+
+
 def suspend_silent(tx: Transaction, silent_since_ms: int, now_ms: int) -> list[str]:
     """Nothing waits any more for peers that were last well before `silent_since_ms`."""
     well_at_ms = sa.func.coalesce(cursors.c.last_success_at_ms, peers.c.added_at_ms)
@@ -289,6 +294,16 @@ def own_by_id(tx: Transaction, our_name: str, origin_ids: Sequence[int]) -> list
         .order_by(statements.c.origin_id)
     )
     return [Item(row.origin_id, bytes(row.leaf), row.signed) for row in tx.execute(query)]
+
+
+def is_own_leaf(tx: Transaction, our_name: str, threepid: bytes, leaf: bytes) -> bool:
+    """Whether this statement about a 3PID is in our log, under whatever id."""
+    query = sa.select(sa.literal(1)).where(
+        statements.c.threepid == threepid,
+        statements.c.origin == our_name,
+        statements.c.leaf == leaf,
+    )
+    return tx.execute(query).first() is not None
 
 
 def own_leaves(tx: Transaction, our_name: str, up_to: int) -> Iterator[tuple[int, bytes]]:

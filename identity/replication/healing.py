@@ -9,6 +9,7 @@ Source: docs/replication.md, "compare" and "repair"; decision 5.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -18,7 +19,7 @@ from identity.associations.store import live_leaves
 from identity.database import Database, Transaction
 from identity.replication import cursors
 from identity.replication.batch import Batch, cut
-from identity.replication.client import PUSH_S, Conflicted, PeerClient, PeerError
+from identity.replication.client import PUSH_S, Conflicted, PeerClient, PeerError, natural
 from identity.replication.digest import RANGE_IDS, digests
 from identity.strict_json import encode_canonical
 
@@ -26,6 +27,15 @@ log = structlog.get_logger(__name__)
 
 # Read in one go: a fraction of what the database allows one statement in time.
 _READ_IDS: Final = 100 * RANGE_IDS
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """`held_id`: the last id of ours that the peer holds. `again_soon`: something differs that may
+    be on its way."""
+
+    held_id: int
+    again_soon: bool
 
 
 class Healing:
@@ -38,19 +48,16 @@ class Healing:
         self._differed: dict[str, frozenset[int]] = {}
         self._pending: dict[str, list[int]] = {}
 
-    def compare(self, client: PeerClient, peer: str) -> bool:
-        """Compare with a peer that has everything; whether to do so again soon.
-
-        Raises: PeerError.
-        """
+    def compare(self, client: PeerClient, peer: str) -> Compared:
+        """Compare with a peer that is said to have everything. Raises: PeerError."""
         last_id, ranges = self._database.read(self._digests)
-        differ = self._ask_compare(client, last_id, ranges)
+        held_id, differ = self._ask_compare(client, last_id, ranges)
         pending = differ & self._differed.get(peer, frozenset())
         self._differed[peer] = differ
         self._pending[peer] = sorted(pending)
         if differ:
             log.warning("peer_differs", peer=peer, ranges=len(differ), mended=len(pending))
-        return bool(differ - pending)
+        return Compared(held_id, again_soon=bool(differ - pending))
 
     def mend_next(self, client: PeerClient, peer: str) -> bool:
         """Mend one range; False if there is none. Raises: PeerError, and the rest is left to the
@@ -90,18 +97,21 @@ class Healing:
 
     def _ask_compare(
         self, client: PeerClient, last_id: int, ranges: dict[int, str]
-    ) -> frozenset[int]:
+    ) -> tuple[int, frozenset[int]]:
+        """(last id that the peer holds, ranges that differ). Raises: PeerError."""
         named = {str(first): digest for first, digest in ranges.items()}
         body = encode_canonical({"last_id": last_id, "ranges": named})
         answer = client.ask("compare", body, PUSH_S)
-        differ = None if isinstance(answer, Conflicted) else answer.get("differ")
+        if isinstance(answer, Conflicted):
+            raise PeerError("malformed answer")
+        differ = answer.get("differ")
         # It may name ranges where we have nothing, and it does.
         if not isinstance(differ, list) or not all(
             type(first) is int and first % RANGE_IDS == 0 and 0 <= first <= last_id
             for first in differ
         ):
             raise PeerError("malformed answer")
-        return frozenset(differ)
+        return natural(answer.get("last_id")), frozenset(differ)
 
 
 def _wanted(answer: dict[str, Any] | Conflicted, named: set[int]) -> list[int]:

@@ -8,23 +8,30 @@ our own keys, and enter log, view and index as received ones do.
 `peers.must_answer` says whom we wait for: who said that it holds more, and after a restore by the
 operator everyone. Both survive a crash. `identity peers confirm NAME` waits for one no more.
 
+A peer that is silent at the start may show later that ids were given out twice: under one id it
+holds another statement of ours than we do, and it will never take ours. Both are stated again then,
+under new ids, where they still count.
+
+A peer is believed only so far as it shows statements that we signed and do not have.
+
 Source: decision 6; docs/replication.md, "state" and "pull".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from identity.associations.statement import Statement
-from identity.associations.store import is_recovering, set_recovering
+from identity.associations.service import Associations
+from identity.associations.statement import Logged, Statement, newest
+from identity.associations.store import is_recovering, lock_current, set_recovering
 from identity.clock import SECOND_MS, Clock
 from identity.database import Database, Transaction
 from identity.errors import InvalidParameter
 from identity.keys.service import SigningKeys
 from identity.replication import cursors, store
-from identity.replication.batch import Batch
+from identity.replication.batch import Batch, Item
 from identity.replication.client import (
     PUSH_S,
     STATE_S,
@@ -37,6 +44,10 @@ from identity.replication.client import (
 from identity.replication.peer import Peer, Protocol
 from identity.replication.receiving import Receiver
 from identity.strict_json import MAX_INTEGER, encode_canonical
+
+if TYPE_CHECKING:
+    from identity.mxid import UserId
+    from identity.threepid import ThreePid
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +64,7 @@ class Recovery:
         self,
         database: Database,
         signing_keys: SigningKeys,
+        associations: Associations,
         receiver: Receiver,
         clients: PeerClients,
         our_name: str,
@@ -60,6 +72,7 @@ class Recovery:
     ) -> None:
         self._database = database
         self._signing_keys = signing_keys
+        self._associations = associations
         self._receiver = receiver
         self._clients = clients
         self._our_name = our_name
@@ -121,6 +134,22 @@ class Recovery:
         finally:
             client.close()
 
+    def restate(self, client: PeerClient, peer: str, forked: Sequence[int]) -> None:
+        """The peer holds other statements of ours than we do under these ids, at most 1,000.
+
+        Done twice, it states nothing twice: what was stated again is newer than both.
+        Raises: PeerError; Recovering.
+        """
+        lost: dict[int, Logged] = {}
+        after = min(forked) - 1
+        while after < max(forked):
+            batch = _pull(client, after)
+            lost |= self._find_lost(item for item in batch.items if item.origin_id in forked)
+            after = batch.last_id
+        if lost:
+            count = self._database.write(lambda tx: self._restate(tx, lost))
+            log.error("ids_collided", peer=peer, ids=len(lost), stated_again=count)
+
     def _find_held_id(self, peer: str, url: str) -> int | None:
         client = self._clients.open(peer, url)
         try:
@@ -133,25 +162,61 @@ class Recovery:
 
     def _fetch(self, client: PeerClient, peer: str, is_stopping: Callable[[], bool]) -> None:
         """Raises: PeerError."""
-        ours = Peer(self._our_name, "", Protocol.V2, self._signing_keys.all_public())
         held_id, fetched = _ask_held_id(client, PUSH_S), 0
         while held_id > (last_id := self._last_id()):
             if is_stopping():
                 return
             batch = _pull(client, last_id)
-            judged = {
-                item.origin_id: ours.judge(item.signed, MAX_INTEGER)
-                for item in batch.items
-                if item.signed is not None
-            }
             # Nobody can tell whether forgotten ones were ours; of the others we can.
-            if not judged or not all(isinstance(one, Statement) for one in judged.values()):
+            lost = self._find_lost(batch.items)
+            if not lost or len(lost) < sum(item.signed is not None for item in batch.items):
                 raise PeerError("claims more than it shows")
             self._database.write(lambda tx: self._wait_for(tx, peer))
-            self._receiver.take(ours, batch, judged)
+            judged = {origin_id: entry.statement for origin_id, entry in lost.items()}
+            self._receiver.take(self._ourselves(), batch, judged)
             fetched += len(batch.items)
         self._database.write(lambda tx: store.set_must_answer(tx, peer, must_answer=False))
         log.info("peer_heard", peer=peer, fetched=fetched)
+
+    def _ourselves(self) -> Peer:
+        return Peer(self._our_name, "", Protocol.V2, self._signing_keys.all_public())
+
+    def _find_lost(self, items: Iterable[Item]) -> dict[int, Logged]:
+        """By id: those that we signed, and have under no id."""
+        ours, lost = self._ourselves(), {}
+        for item in items:
+            statement = None if item.signed is None else ours.judge(item.signed, MAX_INTEGER)
+            if isinstance(statement, Statement) and item.signed is not None:
+                entry = Logged(self._our_name, item.origin_id, statement, item.signed)
+                blind = self._database.keys.blind_index(statement.threepid)
+                if not self._database.read(
+                    lambda tx, blind=blind, leaf=item.leaf: cursors.is_own_leaf(  # type: ignore[misc]
+                        tx, self._our_name, blind, leaf
+                    )
+                ):
+                    lost[item.origin_id] = entry
+        return lost
+
+    def _restate(self, tx: Transaction, lost: dict[int, Logged]) -> int:
+        blind_index = self._database.keys.blind_index
+        collided = [
+            Logged.load(self._our_name, item.origin_id, item.signed, None)
+            for item in cursors.own_by_id(tx, self._our_name, list(lost))
+            if item.signed is not None
+        ]
+        blinds = {
+            entry.statement.threepid: blind_index(entry.statement.threepid)
+            for entry in [*collided, *lost.values()]
+        }
+        held = lock_current(tx, list(blinds.values()))
+        wanted: dict[ThreePid, UserId | None] = {}
+        for threepid, entry in newest([*collided, *lost.values()]).items():
+            current = held.get(blinds[threepid])
+            if current is None or entry.version >= current.version:
+                wanted[threepid] = entry.statement.mxid
+        if wanted:
+            self._associations.publish_all(tx, wanted, tell=False)
+        return len(wanted)
 
     def _wait_for(self, tx: Transaction, peer: str) -> None:
         store.set_must_answer(tx, peer, must_answer=True)

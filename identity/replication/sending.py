@@ -9,6 +9,7 @@ The peer may say that it holds less than we think: it was restored, and the curs
 more than we have: we were restored, and state nothing before we have our own statements back.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random, SystemRandom
@@ -18,6 +19,7 @@ import structlog
 
 from identity.clock import Clock
 from identity.database import Database, Transaction
+from identity.errors import Recovering
 from identity.replication import cursors
 from identity.replication.batch import Answer, Batch, Restored, acknowledge, cut
 from identity.replication.chain import EMPTY_HEAD, next_head
@@ -32,7 +34,7 @@ from identity.replication.client import (
 )
 from identity.replication.cursors import Cursor
 from identity.replication.healing import Healing
-from identity.replication.peer import Protocol
+from identity.replication.peer import Protocol, Reason
 from identity.replication.recovery import Recovery
 from identity.replication.schedule import (
     COMPARE_AGAIN_MS,
@@ -115,17 +117,48 @@ class Sending:
         batch = self._database.read(lambda tx: self._next_batch(tx, cursor))
         if not batch.items:
             return self._heal(client, cursor)
-        answer = _parse_answer(client.ask("push", batch.encode(), PUSH_S))
-        own_last_id, _ = self._database.read(lambda tx: cursors.own_state(tx, self._our_name))
-        match acknowledge(batch, answer, own_last_id):
-            case None:
-                raise PeerError("malformed answer")
-            case Restored(held_id):
-                log.error("restored_from_backup", peer=cursor.peer, held_id=held_id)
-                self._recovery.attend(cursor.peer, lambda: False)
-                raise PeerError("holds more of ours than we have")
-            case acknowledged_id:
-                return self._move(cursor, batch, acknowledged_id, own_last_id)
+        said = client.ask("push", batch.encode(), PUSH_S)
+        answer = _parse_answer(said)
+        own_last_id = self._own_last_id()
+        acknowledged_id = self._acknowledge(cursor, batch, answer, own_last_id)
+        if acknowledged_id is None:
+            raise PeerError("malformed answer")
+        self._look_at_refused(client, cursor.peer, batch, said)
+        return self._move(cursor, batch, acknowledged_id, own_last_id)
+
+    def _acknowledge(
+        self, cursor: Cursor, batch: Batch, answer: Answer, own_last_id: int
+    ) -> int | None:
+        """The cursor after an answer, None where that cannot be. Raises: PeerError."""
+        verdict = acknowledge(batch, answer, own_last_id)
+        if isinstance(verdict, Restored):
+            log.error("restored_from_backup", peer=cursor.peer, held_id=verdict.held_id)
+            self._recovery.attend(cursor.peer, lambda: False)
+            raise PeerError("holds more of ours than we have")
+        return verdict
+
+    def _own_last_id(self) -> int:
+        last_id, _ = self._database.read(lambda tx: cursors.own_state(tx, self._our_name))
+        return last_id
+
+    def _look_at_refused(
+        self,
+        client: PeerClient,
+        peer: str,
+        batch: Batch,
+        said: dict[str, Any] | Conflicted,
+    ) -> None:
+        """Before the cursor passes them. Raises: PeerError."""
+        refused = {} if isinstance(said, Conflicted) else _parse_refused(said, batch)
+        if not refused:
+            return
+        log.error("statements_refused", peer=peer, reasons=dict(Counter(refused.values())))
+        forked = [origin_id for origin_id, reason in refused.items() if reason is Reason.FORK]
+        if forked:
+            try:
+                self._recovery.restate(client, peer, forked)
+            except Recovering:
+                raise PeerError("we are recovering") from None
 
     def _next_batch(self, tx: Transaction, cursor: Cursor) -> Batch:
         """What follows the cursor, as much as one request may hold; empty if nothing does."""
@@ -181,9 +214,15 @@ class Sending:
         if not is_comparison_due(cursor.compared_at_ms, self._clock.now_ms()):
             self._database.write(lambda tx: cursors.release(tx, peer, self._holder))
             return None
-        is_soon = self._healing.compare(client, peer)
+        compared = self._healing.compare(client, peer)
+        # It may have been restored since it took our last statement, or we may.
+        asked, own_last_id = Batch(cursor.acknowledged_id, (), None), self._own_last_id()
+        answer = Answer(taken=False, last_id=compared.held_id)
+        rewound_id = self._acknowledge(cursor, asked, answer, own_last_id)
+        if rewound_id is not None:
+            return self._move(cursor, asked, rewound_id, own_last_id)
         now_ms = self._clock.now_ms()
-        at_ms = now_ms - COMPARE_EVERY_MS + COMPARE_AGAIN_MS if is_soon else now_ms
+        at_ms = now_ms - COMPARE_EVERY_MS + COMPARE_AGAIN_MS if compared.again_soon else now_ms
         held = self._database.write(
             lambda tx: cursors.set_compared(tx, peer, self._holder, at_ms, now_ms)
         )
@@ -218,6 +257,17 @@ class Sending:
             lambda tx: cursors.fail(tx, cursor.peer, self._holder, now_ms + delay, error, now_ms)
         )
         log.warning("peer_failed", peer=cursor.peer, reason=error, delay_ms=delay)
+
+
+def _parse_refused(said: dict[str, Any], batch: Batch) -> dict[int, Reason]:
+    """Of what was sent, by id. Raises: PeerError."""
+    try:
+        refused = {one["id"]: Reason(one["reason"]) for one in said.get("refused", [])}
+    except (TypeError, KeyError, ValueError):
+        raise PeerError("malformed answer") from None
+    return {
+        item.origin_id: refused[item.origin_id] for item in batch.items if item.origin_id in refused
+    }
 
 
 def _parse_answer(value: dict[str, Any] | Conflicted) -> Answer:

@@ -6,6 +6,7 @@ from io import BytesIO
 
 import pytest
 from parts.homeserver import FakeHomeserver
+from parts.phones import code_sent
 from parts.routes import paths_of, routes_of
 from parts.server import V1, V2
 from parts.validation import refused, sqlite_only
@@ -33,6 +34,13 @@ JSON_BODIES = {
         "send_attempt": 1,
     },
     "/validate/email/submitToken": {**SESSION, "token": "token"},
+    "/validate/msisdn/requestToken": {
+        "phone_number": "07700900001",
+        "country": "GB",
+        "client_secret": "secret",
+        "send_attempt": 1,
+    },
+    "/validate/msisdn/submitToken": {**SESSION, "token": "token"},
     "/3pid/bind": {**SESSION, "mxid": "@alice:hs.test"},
     "/3pid/unbind": {**SESSION, "mxid": "@alice:hs.test", "threepid": THREEPID},
 }
@@ -47,6 +55,8 @@ QUERIES = {
 TAKE_FORMS = {
     "/validate/email/requestToken",
     "/validate/email/submitToken",
+    "/validate/msisdn/requestToken",
+    "/validate/msisdn/submitToken",
     "/3pid/bind",
 }
 # What is not JSON at all, and what is JSON but no object.
@@ -191,7 +201,8 @@ def test_each_missing_parameter_is_named_in_its_own_error(server, alice):
 
 @pytest.mark.requirement("GEN-08")
 def test_parameter_of_another_json_type_refused(server, alice):
-    optional = {"/validate/email/requestToken": {"next_link": "https://hs.test/"}}
+    next_link = {"next_link": "https://hs.test/"}
+    optional = {f"/validate/{medium}/requestToken": next_link for medium in ("email", "msisdn")}
     for path, body in JSON_BODIES.items():
         for name, value in (body | optional.get(path, {})).items():
             for wrong in ({}, [], 1, 1.5, True, None, "x", [1]):
@@ -206,7 +217,7 @@ def test_parameter_of_another_json_type_refused(server, alice):
         for wrong in ({}, [], 1, None):
             body = {**unbind, "threepid": {**THREEPID, name: wrong}}
             assert refused(alice.post("/3pid/unbind", json=body), 400, "M_INVALID_PARAM")
-    assert server.sender.mails == []
+    assert server.sender.mails == server.text_sender.texts == []
     assert server.rows("validation_sessions") == []
 
 
@@ -423,6 +434,10 @@ def test_form_bodies_are_taken_by_the_posts_that_keep_them(server, alice):
     bind = {"sid": mailed["sid"], "client_secret": "secret", "mxid": alice.user_id}
     assert alice.post("/3pid/bind", data=bind).json["address"] == "a@example.com"
     assert server.found("a@example.com") == alice.user_id
+    asked = {"country": "GB", "phone_number": "07700900001", "client_secret": "s"}
+    answer = alice.post("/validate/msisdn/requestToken", data={**asked, "send_attempt": "1"})
+    code = {"sid": answer.json["sid"], "client_secret": "s", "token": code_sent(server)}
+    assert alice.post("/validate/msisdn/submitToken", data=code).json == {"success": True}
 
 
 @pytest.mark.requirement("GEN-18", "AMB-22")

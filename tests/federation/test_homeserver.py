@@ -123,7 +123,7 @@ class TestOpenId:
         with pytest.raises(HomeserverUnreachable):
             subject(make_client())
 
-    @pytest.mark.requirement("AUTH-08")
+    @pytest.mark.requirement("AUTH-08", "FED-11")
     @pytest.mark.parametrize(("size", "accepted"), [(5 * 1024, True), (5 * 1024 + 1, False)])
     def test_userinfo_is_capped(self, make_client, homeserver, size, accepted):
         body = b'{"sub": "@alice:hs.test"}'

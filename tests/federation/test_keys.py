@@ -29,7 +29,7 @@ def questions(homeserver: FakeHomeserver) -> int:
     return homeserver.paths().count(KEYS)
 
 
-@pytest.mark.requirement("FED-12")
+@pytest.mark.requirement("FED-12", "AMB-27")
 def test_keys_are_asked_for_under_the_path_without_a_slash(keys, homeserver):
     assert keys.get(HS) == published(*homeserver.signing_keys)
     assert homeserver.paths() == [WELL_KNOWN, KEYS]
@@ -39,7 +39,7 @@ def test_keys_are_asked_for_under_the_path_without_a_slash(keys, homeserver):
     assert "Authorization" not in request.headers
 
 
-@pytest.mark.requirement("FED-12")
+@pytest.mark.requirement("FED-12", "AMB-27")
 def test_keys_come_from_where_the_name_leads(keys, homeserver, resolver, network):
     homeserver.well_known = Reply.json({"m.server": "b.hs.test:8449"})
     resolver.host("b.hs.test", "1.2.3.5")
@@ -49,21 +49,21 @@ def test_keys_come_from_where_the_name_leads(keys, homeserver, resolver, network
 
 
 class TestAcceptance:
-    @pytest.mark.requirement("FED-13")
+    @pytest.mark.requirement("FED-13", "AMB-27")
     @pytest.mark.parametrize("name", ["other.test", "HS.test", "hs.test:8448", "", None, 1])
     def test_answer_about_another_server_is_refused(self, keys, homeserver, name):
         homeserver.answers[KEYS] = Reply.json(homeserver.key_document(server_name=name))
         with pytest.raises(HomeserverUnreachable):
             keys.get(HS)
 
-    @pytest.mark.requirement("FED-13")
+    @pytest.mark.requirement("FED-13", "AMB-27")
     def test_server_name_is_compared_as_it_was_written(self, keys, homeserver):
         homeserver.server_name = "HS.test"
         with pytest.raises(HomeserverUnreachable):
             keys.get(HS)
         assert keys.get(ServerName.parse("HS.test")) == published(*homeserver.signing_keys)
 
-    @pytest.mark.requirement("FED-13")
+    @pytest.mark.requirement("FED-13", "AMB-27")
     @pytest.mark.parametrize("signers", ["nobody", "a stranger", "an old key"])
     def test_answer_not_signed_by_one_of_its_keys_is_refused(self, keys, homeserver, signers):
         homeserver.old_keys = [generate_signing_key("old")]
@@ -76,7 +76,7 @@ class TestAcceptance:
         with pytest.raises(HomeserverUnreachable):
             keys.get(HS)
 
-    @pytest.mark.requirement("FED-13")
+    @pytest.mark.requirement("FED-13", "AMB-27")
     def test_answer_changed_after_signing_is_refused(self, keys, homeserver):
         document = homeserver.key_document()
         document["valid_until_ts"] += 1
@@ -84,7 +84,7 @@ class TestAcceptance:
         with pytest.raises(HomeserverUnreachable):
             keys.get(HS)
 
-    @pytest.mark.requirement("FED-13")
+    @pytest.mark.requirement("FED-13", "AMB-27")
     def test_one_signature_of_its_keys_suffices(self, keys, homeserver):
         homeserver.signing_keys.append(generate_signing_key("a_2"))
         document = homeserver.key_document(homeserver.signing_keys[1:])

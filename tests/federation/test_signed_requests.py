@@ -190,7 +190,8 @@ class TestDestination:
 
     @pytest.mark.requirement("FED-20")
     def test_destination_is_signed_as_the_client_wrote_it(self, requests, homeserver):
-        assert verify(requests, as_synapse(homeserver, UNBIND, BODY, "ID.Test")) == "hs.test"
+        for name in ("ID.Test", "id.test/", "ip.test:8443/a/b/"):
+            assert verify(requests, as_synapse(homeserver, UNBIND, BODY, name)) == "hs.test"
 
     def test_foreign_destination_is_logged_for_the_operator(self, requests, homeserver):
         with capture_logs() as logs:

@@ -201,6 +201,29 @@ def test_what_was_bound_survives_the_way_down_and_up(url, config, clock):
     database.close()
 
 
+def test_homeservers_are_known_since_their_first_account(url, engine):
+    schema.upgrade(url, "0002")
+    accounts = [
+        ("@a:One.test", 5),
+        ("@b:one.test:8448", 3),
+        ("@c:two.test", 9),
+        ("@d:[2001:DB8::1]:443", 7),
+        ("@e:[2001:db8::1]", 8),
+    ]
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        for user_id, at_ms in accounts:
+            values = {"user_id": user_id, "created_at_ms": at_ms}
+            connection.execute(metadata.tables["accounts"].insert().values(values))
+        connection.commit()
+    schema.upgrade(url, "0003")
+    assert sorted(tuple(row.values()) for row in contents(engine)["homeservers"]) == [
+        ("2001:db8::1", 7),
+        ("one.test", 3),
+        ("two.test", 9),
+    ]
+
+
 def test_upgrade_that_fails_changes_nothing(url, engine):
     """All migrations of one upgrade are one transaction."""
     foreign = "validation_tokens"

@@ -50,10 +50,10 @@ class MeshServer(RunningServer):
         self.inside.bind_directly(address, mxid)
 
     def bind_all(self, bound: dict[str, str]) -> None:
-        """Many at once, in one transaction."""
+        """Many at once, in one transaction, of which no homeserver hears."""
         wanted = {ThreePid.email(address): UserId.parse(mxid) for address, mxid in bound.items()}
         associations = self.inside.services.associations
-        self.database.write(lambda tx: associations.publish_all(tx, wanted))
+        self.database.write(lambda tx: associations.publish_all(tx, wanted, tell=False))
 
     def unbind(self, address: str, mxid: str) -> bool:
         unbind = self.inside.services.associations.unbind
@@ -85,6 +85,9 @@ class MeshServer(RunningServer):
     def acknowledged(self, peer: str) -> int:
         status = self.database.read(lambda tx: store.find_status(tx, peer))
         return status.acknowledged_id
+
+    def last_error(self, peer: str) -> str | None:
+        return self.database.read(lambda tx: store.find_status(tx, peer)).last_error
 
     def compare_with(self, peer: str) -> None:
         """Ask for a comparison now, as the operator can."""

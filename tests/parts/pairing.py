@@ -9,6 +9,7 @@ b.network.fail_with(500)                # from now on it answers so
 
 import gzip
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -62,14 +63,15 @@ class Network:
 
         self._instead = answer
 
-    def lie(self, name: str, body: Any) -> None:
-        """Answer one kind of request with 200 and this, and the others rightly."""
+    def lie(self, bodies: dict[str, Any]) -> None:
+        """Answer these kinds of requests with 200 and a body, and the others rightly."""
 
         def answer(environ, start_response):
-            if not environ["PATH_INFO"].endswith(f"/{name}"):
+            name = environ["PATH_INFO"].rpartition("/")[2]
+            if name not in bodies:
                 return self._app(environ, start_response)
             start_response("200 OK", [("Content-Type", "application/json")])
-            return [json.dumps(body).encode()]
+            return [json.dumps(bodies[name]).encode()]
 
         self._instead = answer
 
@@ -77,9 +79,10 @@ class Network:
         """Everything is carried out, and nobody hears of it."""
 
         def answer(environ, start_response):
-            del start_response
             b"".join(self._app(environ, lambda *_: None))
-            raise ConnectionResetError
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            start_response("200 OK", [])
+            return []
 
         self._instead = answer
 
@@ -216,6 +219,20 @@ class Node:
     def digests(self) -> dict[str, OriginDigest]:
         held = self.server.services.associations.digest()
         return {one.origin: one for one in held if one.last_id}
+
+    def back_up(self) -> None:
+        """Of SQLite."""
+        with self.database.engine.connect() as connection:
+            path = self.database.engine.url.database
+            connection.exec_driver_sql("VACUUM INTO ?", (f"{path}.backup",))
+
+    def restore(self) -> None:
+        """What `back_up` kept is what there is."""
+        with self.database.engine.connect() as connection:
+            restored = connection.connection.dbapi_connection
+            kept = type(restored)(f"{self.database.engine.url.database}.backup")
+            kept.backup(restored)
+            kept.close()
 
     def close(self) -> None:
         self.network.close()

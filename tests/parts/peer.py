@@ -149,6 +149,7 @@ class FakePeer:
         *,
         compressed: bool = False,
         headers: dict[str, str] | None = None,
+        environ: dict[str, str] | None = None,
         **signed: Any,
     ) -> TestResponse:
         """`body`: an object, or the bytes as they are sent. `signed`: see `authorization`."""
@@ -166,6 +167,7 @@ class FakePeer:
             path,
             data=gzip.compress(data) if compressed else data,
             headers={**sent, **(headers or {})},
+            environ_base=environ or {},
         )
 
     def authorization(

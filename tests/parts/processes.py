@@ -150,7 +150,8 @@ class RunningServer:
 
     def wait_until_ready(self) -> None:
         wait_until(self._is_ready_or_gone)
-        family = 2 + int(self.settings["SERVER__WORKERS"])
+        sides = sum(f"{section}__LISTEN" in self.settings for section in ("INTERNAL", "REPLICATION"))
+        family = 2 + int(self.settings["SERVER__WORKERS"]) + 2 * sides
         wait_until(lambda: len(self.descendants()) >= family)
 
     def _is_ready_or_gone(self) -> bool:

@@ -72,18 +72,19 @@ class Server:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`answers`: status to how often the fraudster got it."""
+    """`answers`: status to how often the fraudster got it; `failures`: what people got instead."""
 
     to_block: int
     messages: int
     proved: int
     answers: Counter[int]
+    failures: list[Any]
 
     def __str__(self) -> str:
         return (
             f"{sum(self.answers.values())} requests, {ACCOUNTS} accounts: {self.to_block} messages "
-            f"to the block; {self.proved} of {PEOPLE} people; "
-            f"spent {self.messages * PRICE:.2f} of {CAP * PRICE:.2f}"
+            f"to the block, {self.proved} of {PEOPLE} people {self.failures or ''}, "
+            f"spent {self.messages * PRICE:.2f}"
         )
 
     @property
@@ -112,8 +113,9 @@ def pump(server: Server, requests: int) -> Outcome:
     return Outcome(
         to_block=sum(number.startswith(BLOCK) for number in numbers),
         messages=len(numbers),
-        proved=sum(proof.result() for proof in proofs),
+        proved=sum(proof.result() is None for proof in proofs),
         answers=Counter(answer.result() for answer in answers),
+        failures=[proof.result() for proof in proofs if proof.result() is not None],
     )
 
 
@@ -126,10 +128,12 @@ def _request_code(
     )
 
 
-def _prove(server: Server, person: Person) -> bool:
+def _prove(server: Server, person: Person) -> Any:
+    """None, or the answer that kept them from it."""
     status, answer = _request_code(server, person, person.number, "secret")
     if status != 200:
-        return False
+        return status, answer
     body = {"sid": answer["sid"], "client_secret": "secret"}
     body["token"] = server.code_for(person.number)
-    return server.post(person, "/validate/msisdn/submitToken", body) == (200, {"success": True})
+    submitted = server.post(person, "/validate/msisdn/submitToken", body)
+    return None if submitted == (200, {"success": True}) else submitted

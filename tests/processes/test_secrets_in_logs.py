@@ -7,12 +7,14 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from parts.homeserver import FakeHomeserver
+from parts.phones import LINK, code_in
 from parts.server import V2
 
 OPENID, CLIENT_SECRET = "canary-openid-token", "canary-client-secret"
 WRONG, BEARER = "canary-wrong-token", "canary-bearer"
 SECRETS = [OPENID, CLIENT_SECRET, WRONG, BEARER]
 ADDRESSES = ["canary1@example.com", "canary2@example.com"]
+NUMBERS = ["447700900814", "447700900815"]
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ class Visitor:
     def __init__(self, server, homeserver):
         self.server = server
         self.homeserver = homeserver
-        self.hidden = [*SECRETS, *ADDRESSES]
+        self.hidden = [*SECRETS, *ADDRESSES, *NUMBERS, *(number[2:] for number in NUMBERS)]
+        self.codes = []
         self.user_id = f"@canary-user:{homeserver.name}"
         self.token = self.register().json()["token"]
         self.hidden.append(self.token)
@@ -98,6 +101,34 @@ class Visitor:
         assert self.post("/3pid/bind", **session, mxid="@x:y").status == 403
         return session
 
+    def texted(self):
+        """The newest text message."""
+        newest = max((self.server.folder / "data" / "outbox").glob("*.txt"))
+        return newest.read_text().strip()
+
+    def prove_number(self, number):
+        asked = {"client_secret": CLIENT_SECRET, "country": "", "send_attempt": 1}
+        path = "/validate/msisdn"
+        answer = self.post(f"{path}/requestToken", **asked, phone_number=f"+{number}")
+        assert answer.status == 200
+        self.codes.append(code_in(self.texted()))
+        session = {"sid": answer.json()["sid"], "client_secret": CLIENT_SECRET}
+        values = {**session, "token": self.codes[-1]}
+        assert self.post(f"{path}/submitToken", **session, token=WRONG).status == 400
+        assert self.get(f"{path}/confirm", values).status == 200
+        assert self.get(f"{path}/submitToken", values).status == 200
+        assert self.post(f"{path}/submitToken", **values).status == 200
+        assert self.post("/3pid/bind", **session, mxid=self.user_id).status == 200
+
+    def invite_number(self, number):
+        named = {"room_id": "!room:hs.test", "sender": self.user_id, "room_name": WRONG}
+        answer = self.post("/store-invite", medium="msisdn", address=number, **named)
+        assert answer.status == 200
+        link = LINK.search(self.texted())
+        self.hidden.append(link[1])
+        assert self.server.get(urlsplit(link[0]).path).status == 200
+        assert self.server.get(urlsplit(link[0]).path + "x").status == 404
+
     def look_up(self):
         pepper = self.server.get("/hash_details", token=self.token).json()["lookup_pepper"]
         asked = [f"{address} email" for address in ADDRESSES]
@@ -134,6 +165,8 @@ def test_no_secret_and_no_address_reaches_the_log(talkative, homeserver):
     visitor = Visitor(talkative, homeserver)
     visitor.present_tokens()
     sessions = [visitor.prove_and_bind(address) for address in ADDRESSES]
+    visitor.prove_number(NUMBERS[0])
+    visitor.invite_number(NUMBERS[1])
     assert talkative.request_token(visitor.token, ADDRESSES[0], CLIENT_SECRET, 9).status == 200
     assert talkative.request_token(visitor.token, ADDRESSES[0], CLIENT_SECRET, 10).status == 429
     visitor.look_up()
@@ -143,7 +176,8 @@ def test_no_secret_and_no_address_reaches_the_log(talkative, homeserver):
 
     log = talkative.log
     # It does tell of each request, by its route.
-    for event in ('"request"', '"limit_exceeded"', '"homeserver_call_failed"', '"email_written"'):
+    events = ('"request"', '"limit_exceeded"', '"homeserver_call_failed"', '"email_written"')
+    for event in (*events, '"sms_written"'):
         assert f'"event": {event}' in log
     assert log.count(f'"route": "{V2}/validate/email/submitToken"') >= 8
     keys = visitor.keys()
@@ -151,3 +185,6 @@ def test_no_secret_and_no_address_reaches_the_log(talkative, homeserver):
     for hidden in [*visitor.hidden, *keys]:
         for form in (hidden, quote(hidden, safe="")):
             assert form not in log
+    # Six digits may also stand in a time or in a request's id.
+    for code in visitor.codes:
+        assert not re.search(rf"(?<![0-9a-f.]){code}(?![0-9a-f])", log)

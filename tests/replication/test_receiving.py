@@ -337,6 +337,7 @@ def test_newer_statement_of_a_peer_wins(server, peer, clock, mxid):
     server.bind_directly("alice@example.com", "@alice:hs.test")
     peer.state("alice@example.com", mxid, clock.now_ms() + 1)
     assert peer.push(server).json["refused"] == []
+    clock.advance(ms=1)
     assert bound(server) == mxid
 
 
@@ -373,6 +374,7 @@ def test_peer_that_may_supersede_its_own_only_replaces_no_others(server, clock, 
     # What is older has no effect, and is no offence.
     peer.state("alice@example.com", "@older:hs.test", now_ms - 1)
     assert peer.push(server).json["refused"] == [{"id": 1, "reason": "supersede"}]
+    clock.advance(ms=1)
     assert bound(server) == "@alice:hs.test"
     assert bound(server, "bob@example.com") == "@robert:hs.test"
 
@@ -396,6 +398,7 @@ def test_hundred_replacements_in_a_minute_raise_an_alarm(server, peer, clock):
     peer.push(server, after=99)
     assert alarms(server) == {"replacements": 1}
     # They count all the same: an operator decides.
+    clock.advance(ms=1)
     assert bound(server, "user149@example.com") == "@eve:hs.test"
 
 
@@ -578,10 +581,10 @@ def test_any_of_several_keys_of_a_peer_serves(server, peer, now_ms):
     assert peer.push(server, after=2).json == {"last_id": 3, "refused": []}
 
 
-def test_request_through_a_proxy_with_a_path_of_its_own_is_taken(server, peer, body):
-    """The sender signs what the protocol names; what the proxy makes of it does not matter."""
-    answer = peer.ask(server, "push", body)
-    assert answer.status_code == 200
+def test_request_that_a_proxy_gave_another_path_is_taken(server, peer, body):
+    """The sender signs the path of the protocol, whatever came before it in the URL."""
+    answer = peer.ask(server, "push", body, headers={}, environ={"RAW_URI": f"/identity{PUSH}"})
+    assert answer.json == {"last_id": 1, "refused": []}
 
 
 def test_compressed_push_is_taken(server, peer, now_ms):
@@ -657,32 +660,27 @@ def leaf(origin_id):
         {"after": 1, "statements": [leaf(1)]},
         {"statements": [leaf(number) for number in range(1, 1_002)]},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:60],
 )
 def test_what_is_no_batch_is_refused_as_a_whole(server, peer, body, wrong):
     answer = peer.ask(server, "push", {**body, **wrong})
     assert_refused(server, answer, 400, "M_INVALID_PARAM")
 
 
-def test_push_while_the_database_is_away_is_to_be_repeated(server, peer, body):
-    server.database.write(lambda tx: tx.exec_driver_sql("ALTER TABLE quarantine RENAME TO gone"))
-    answer = peer.ask(server, "push", body)
-    server.database.write(lambda tx: tx.exec_driver_sql("ALTER TABLE gone RENAME TO quarantine"))
-    assert answer.status_code in (200, 500, 503)
-    assert peer.ask(server, "push", body).json == {"last_id": 1, "refused": []}
-
-
 # --- work ---------------------------------------------------------------------------------
 
 
-def test_statements_to_the_database_do_not_depend_on_how_many_are_pushed(server, peer, clock):
+def test_statements_to_the_database_do_not_depend_on_how_many_are_pushed(server, peer, now_ms):
     """Measured in statements, since time depends on the machine: nothing is done one by one."""
+    other = FakePeer("other.test")
+    other.join(server)
     for number in range(400):
-        server.bind_directly(f"user{number}@example.com", f"@user{number}:hs.test")
-    for number in range(400):
-        peer.state(f"user{number}@example.com", "@new:hs.test", clock.now_ms() + 1)
+        other.state(f"user{number}@example.com", f"@user{number}:hs.test", now_ms)
+        peer.state(f"user{number}@example.com", "@new:hs.test", now_ms + 1)
+    other.push(server)
     with recorded(server) as few:
         peer.push(server, ids=[1, 2])
     with recorded(server) as many:
         peer.push(server, after=2)
-    assert len(many) == len(few)
+    # One more for the alarm that so many raise.
+    assert len(many) == len(few) + 1

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -272,7 +273,7 @@ class TestBackOff:
             a.send()
             if len(b.network.asked) > before:
                 tries.append(clock.now_ms())
-        gaps = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(tries)]
         # Two minutes: 1, 2, 4, 8, 16 and then 20 seconds, less up to a quarter.
         assert 9 <= len(tries) <= 14
         assert all(gap >= 750 for gap in gaps)

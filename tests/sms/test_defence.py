@@ -52,6 +52,7 @@ def test_number_is_sent_to_at_growing_distances_and_five_times_a_day(make_texter
     assert texter.send(NUMBER)
 
 
+@pytest.mark.requirement("TEL-09")
 def test_block_is_sent_to_ten_times_an_hour_and_the_next_block_all_the_same(make_texter):
     texter = make_texter({"RATE_LIMITS__LIMITS__SMS_COUNTRY_OTHERS": "99/h"})
     sends = zip(block("44740012", 30), mxids(30, "a.test"), strict=True)
@@ -82,6 +83,7 @@ def test_account_address_homeserver_and_server_have_limits_of_their_own(make_tex
     assert sum(everywhere) == 7
 
 
+@pytest.mark.requirement("TEL-09")
 def test_known_homeservers_have_a_share_of_a_country_that_others_cannot_use_up(make_texter):
     """Threat 25."""
     texter = make_texter({"FEDERATION__ALLOWED_HOMESERVERS": '["listed.test"]'})

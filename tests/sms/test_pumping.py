@@ -1,5 +1,6 @@
 """E22: messages that nobody reads, asked for in great numbers, through the API."""
 
+import pytest
 from parts.phones import code_in
 from parts.pumping import CAP, SETTINGS, Server, pump
 from parts.validation import sqlite_only
@@ -33,6 +34,7 @@ def over_api(server):
     )
 
 
+@pytest.mark.requirement("TEL-09")
 def test_fraudster_with_many_accounts_gets_little_and_takes_nothing_from_the_others(make_server):
     """E22, threats 24 and 25."""
     server = make_server(SETTINGS)
@@ -44,6 +46,7 @@ def test_fraudster_with_many_accounts_gets_little_and_takes_nothing_from_the_oth
 
 
 @sqlite_only
+@pytest.mark.requirement("TEL-09")
 def test_breaker_alone_stops_a_fraudster_and_nobody_else(make_server):
     server = make_server({**SETTINGS, "RATE_LIMITS__ENABLED": "false", "SMS__SPEND_PER_DAY": "99"})
     outcome = pump(over_api(server), REQUESTS)
@@ -53,6 +56,7 @@ def test_breaker_alone_stops_a_fraudster_and_nobody_else(make_server):
 
 
 @sqlite_only
+@pytest.mark.requirement("TEL-09")
 def test_cap_alone_stops_a_fraudster(make_server):
     server = make_server({**SETTINGS, "RATE_LIMITS__ENABLED": "false", "SMS__SPEND_PER_DAY": "2"})
     outcome = pump(over_api(server), REQUESTS)

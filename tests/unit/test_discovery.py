@@ -158,6 +158,7 @@ class TestInvalidWellKnown:
         world.resolver.service(f"{service}.hs.test", Service(1, 1, 4433, "c.test"))
         assert world.find("hs.test") == [Destination("c.test", 4433, "hs.test", "hs.test")]
 
+    @pytest.mark.requirement("FED-10")
     @pytest.mark.parametrize(
         "location",
         [
@@ -178,6 +179,7 @@ class TestInvalidWellKnown:
         assert [found.host for found in world.find("hs.test")] == ["hs.test"]
         assert len(world.web.fetched) == 1
 
+    @pytest.mark.requirement("FED-10")
     @pytest.mark.parametrize(("redirects", "host"), [(5, "b.test"), (6, "hs.test")])
     def test_redirects_are_followed_five_times_at_most(self, world, redirects, host):
         urls = ["https://hs.test" + WELL_KNOWN, *(f"https://hs.test/{n}" for n in range(redirects))]

@@ -14,10 +14,10 @@ from identity.errors import (
     SessionUnknown,
     WrongValidationToken,
 )
+from identity.messaging.domains import DomainPolicy
 from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
 from identity.validation import session as sessions
-from identity.messaging.domains import DomainPolicy
 from identity.validation.session import (
     MAX_NEXT_LINK_CHARACTERS,
     MAX_SEND_ATTEMPT,

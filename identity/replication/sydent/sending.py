@@ -6,7 +6,7 @@ Leases, cursors and back-off are those of v2. Other than there:
 - A peer says nothing of what it holds: any 2xx means that it took all of the push. In place of a
   comparison an empty push asks, as often, whether it is there.
 - A push that is refused for some of its statements, by `failed_ids`, is sent once more without
-  them, and the cursor passes over them; the log names their ids. Otherwise one statement that the
+  them, and the cursor passes over them; an alarm counts them, the log names their ids. Otherwise one statement that the
   peer will never take would hold up all that follow. Refused for all of them it is sent again
   later, like any that fails: then it is our key that the peer does not know.
 - Every statement carries a signature by `ed25519:0`, the only one that a Sydent looks at.
@@ -29,6 +29,7 @@ from identity.replication.client import PeerError
 from identity.replication.cursors import Cursor
 from identity.replication.peer import Protocol
 from identity.replication.schedule import delay_ms, is_comparison_due
+from identity.replication.store import raise_alarm
 from identity.replication.sydent import store
 from identity.replication.sydent.client import SydentClient, SydentClients
 from identity.replication.sydent.wire import KEY_ID, MAX_PUSHED, encode_push
@@ -99,35 +100,46 @@ class SydentSending:
                 lambda tx: cursors.pass_over(tx, cursor.peer, self._holder, last_id)
             )
             return None
-        self._push(client, cursor.peer, winners)
+        not_taken = self._push(client, winners)
+        if not_taken:
+            log.error("statements_not_taken", peer=cursor.peer, ids=not_taken)
         now_ms = self._clock.now_ms()
         if cursor.is_suspended:
             return self._rejoin(cursor, now_ms)
         # Behind a push that was not full there is nothing else for the peer.
         full = len(winners) == self._batch_size
-        moved = replace(cursor, acknowledged_id=winners[-1][0] if full else last_id, head=None)
+        moved = replace(
+            cursor,
+            acknowledged_id=winners[-1][0] if full else last_id,
+            head=None,
+            compared_at_ms=now_ms,
+        )
 
         def move(tx: Transaction) -> bool:
-            return cursors.set_compared(
-                tx, cursor.peer, self._holder, now_ms, now_ms
-            ) and cursors.move(tx, moved, self._holder, now_ms, keep=full)
+            held = cursors.move(tx, moved, self._holder, now_ms, keep=full)
+            if held and not_taken:
+                raise_alarm(tx, cursor.peer, "not taken", len(not_taken), now_ms)
+            return held
 
         return moved if self._database.write(move) and full else None
 
-    def _push(self, client: SydentClient, peer: str, winners: list[tuple[int, str]]) -> None:
-        """Without any, it only asks whether the peer is there. Raises: PeerError."""
+    def _push(self, client: SydentClient, winners: list[tuple[int, str]]) -> list[int]:
+        """Without any, it only asks whether the peer is there. The ids that it did not take.
+
+        Raises: PeerError.
+        """
         signed = {origin_id: self._with_signature(text) for origin_id, text in winners}
         refused = client.push(encode_push(signed.items()))
         if not refused:
-            return
+            return []
         failed = refused & signed.keys()
         if not failed or len(failed) == len(signed):
             raise PeerError("answered 400 M_VERIFICATION_FAILED")
-        log.error("statements_refused", peer=peer, ids=sorted(failed))
         rest = [(origin_id, signed[origin_id]) for origin_id in signed if origin_id not in failed]
         if client.push(encode_push(rest)):
             # It found fault with others now, so it is not the statements that are at fault.
             raise PeerError("answered 400 M_VERIFICATION_FAILED twice")
+        return sorted(failed)
 
     def _with_signature(self, text: str) -> dict[str, Any]:
         """Raises: PeerError where we have no such key any more."""
