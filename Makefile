@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check conformance experiments test-jssdk test-synapse format lint types lock clean
+.PHONY: run test check conformance experiments test-jssdk test-sydent test-synapse format lint types lock clean
 
 run: $(VENV)
 	$(BIN)/identity serve
@@ -24,6 +24,9 @@ experiments: $(VENV)
 # Against the real programs; each says what it needs if that is not there.
 test-jssdk: $(VENV)
 	$(BIN)/python tests/interop/jssdk/run.py
+
+test-sydent: $(VENV)
+	$(BIN)/python tests/interop/sydent/run.py
 
 test-synapse: $(VENV)
 	$(BIN)/python tests/interop/synapse/run.py
@@ -56,4 +59,4 @@ lock:
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-synapse tests/interop/jssdk/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-sydent $(VENV)-synapse tests/interop/jssdk/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache

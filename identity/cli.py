@@ -45,6 +45,7 @@ from identity.threepid import Medium, ThreePid
 log = structlog.get_logger(__name__)
 
 _CONFIG_KEY: Final = "identity.config"
+_PIPED_WIDTH: Final = 200
 
 
 class _Command(click.Command):
@@ -377,14 +378,19 @@ def peers() -> None:
 @click.argument("name")
 @click.option("--url", required=True, help="Where it is reached, as https://id.example.org")
 @click.option("--key", "keys", multiple=True, required=True, metavar="KEY_ID=BASE64")
-@click.option("--protocol", type=click.Choice([*Protocol]), default=Protocol.V2, show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice(list(map(str, Protocol))),
+    default=str(Protocol.V2),
+    show_default=True,
+)
 @click.option("--media", multiple=True, help="It may speak for: email, msisdn.  [default: both]")
 @click.option("--domain", "domains", multiple=True, help="... for e-mail addresses of this domain")
 @click.option("--prefix", "prefixes", multiple=True, help="... for phone numbers that begin so")
 @click.option(
     "--supersede",
-    type=click.Choice([*Supersede]),
-    default=Supersede.ALL,
+    type=click.Choice(list(map(str, Supersede))),
+    default=str(Supersede.ALL),
     show_default=True,
     help="Whose statements its newer ones replace.",
 )
@@ -457,7 +463,9 @@ def peers_status(as_json: bool) -> None:
         for report in reports:
             click.echo(json.dumps(_report_line(report)))
         return
-    Console().print(_peers_table(reports))
+    console = Console(highlight=False)
+    # What is piped somewhere is not folded to the width of a terminal.
+    console.print(_peers_table(reports), width=None if console.is_terminal else _PIPED_WIDTH)
 
 
 @peers.command("retry")

@@ -173,6 +173,27 @@ def insert(tx: Transaction, table: sa.Table) -> postgresql.Insert | sqlite_diale
     return postgresql.insert(table)
 
 
+def select_many(
+    tx: Transaction, statement: str, parameters: tuple[Any, ...]
+) -> Sequence[sa.Row[Any]]:
+    """The rows of one SELECT written by hand, with `?` for each parameter, of which there are many:
+    the driver takes them at a fraction of what a compiled expression costs."""
+    if tx.dialect.name != "sqlite":
+        statement = statement.replace("?", "%s")
+    return tx.exec_driver_sql(statement, parameters).all()
+
+
+def insert_many(tx: Transaction, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Run one INSERT written by hand, with `?` for each parameter; returns how many rows it wrote.
+
+    Only for what every statement of a peer runs: the driver's own parameters cost a third of what
+    a compiled expression does with each. What is sealed is sealed by the caller.
+    """
+    if tx.dialect.name != "sqlite":
+        statement = statement.replace("?", "%s")
+    return tx.exec_driver_sql(statement, list(rows)).rowcount if rows else 0
+
+
 def create_engine(
     url: str,
     *,

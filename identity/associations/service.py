@@ -17,7 +17,7 @@ from identity.associations.statement import (
     Statement,
     encode_signed,
     given_out,
-    newest,
+    newest_by,
 )
 from identity.associations.store import Current
 from identity.clock import Clock
@@ -199,9 +199,7 @@ class Associations:
         `held`: the current view of their 3PIDs, locked. `tell`: homeservers too. Returns those
         that count now, by the blind index of their 3PID.
         """
-        blind_index = self._database.keys.blind_index
-        winners = {blind_index(threepid): entry for threepid, entry in newest(logged).items()}
-        applied = self._apply(tx, winners, held)
+        applied = self._apply(tx, self._newest(logged), held)
         if tell and applied:
             now_ms = self._clock.now_ms()
             foreign = {
@@ -240,17 +238,14 @@ class Associations:
             outbox.end(tx, blind)
         return len(dropped)
 
-    def _newest(self, entries: Iterable[Logged | Forgotten]) -> dict[bytes, Logged | Forgotten]:
+    def _newest(self, entries: Iterable[_Entry]) -> dict[bytes, _Entry]:
         """The entry that counts for each 3PID, by its blind index."""
-        winners: dict[bytes, Logged | Forgotten] = {}
-        for entry in entries:
-            if isinstance(entry, Logged):
-                blind = self._database.keys.blind_index(entry.statement.threepid)
-            else:
-                blind = entry.threepid
-            if blind not in winners or entry.version > winners[blind].version:
-                winners[blind] = entry
-        return winners
+        return newest_by((self._blind_of(entry), entry) for entry in entries)
+
+    def _blind_of(self, entry: Logged | Forgotten) -> bytes:
+        if isinstance(entry, Forgotten):
+            return entry.threepid
+        return self._database.keys.blind_index(entry.statement.threepid)
 
     def _apply(
         self, tx: Transaction, winners: Mapping[bytes, _Entry], held: Mapping[bytes, Current]

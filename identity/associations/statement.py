@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from identity.mxid import UserId
 from identity.replication.chain import leaf_of
@@ -23,6 +23,10 @@ VALIDITY_MS: Final = 3_153_600_000_000
 # Of the addresses that were taken, these are canonical beyond doubt, which is what most are.
 _CANONICAL: Final = re.compile(r"[^+A-Z\x80-\U0010ffff][^A-Z\x80-\U0010ffff]*")
 _SIGNED_KEYS: Final = ("address", "medium", "mxid", "not_after", "not_before", "ts")
+
+
+_Key = TypeVar("_Key")
+_Entry = TypeVar("_Entry", bound="Logged | Forgotten")
 
 
 class Version(NamedTuple):
@@ -134,9 +138,14 @@ def given_out(signed: str) -> dict[str, Any]:
 
 def newest(logged: Iterable[Logged]) -> dict[ThreePid, Logged]:
     """The statement that counts for each 3PID."""
-    winners: dict[ThreePid, Logged] = {}
-    for entry in logged:
-        held = winners.get(entry.statement.threepid)
+    return newest_by((entry.statement.threepid, entry) for entry in logged)
+
+
+def newest_by(entries: Iterable[tuple[_Key, _Entry]]) -> dict[_Key, _Entry]:
+    """The same for 3PIDs by whatever key tells them apart."""
+    winners: dict[_Key, _Entry] = {}
+    for key, entry in entries:
+        held = winners.get(key)
         if held is None or entry.version > held.version:
-            winners[entry.statement.threepid] = entry
+            winners[key] = entry
     return winners

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from identity.associations.models import associations, origins, statements
 from identity.associations.statement import Forgotten, Logged, Version
-from identity.database import insert
+from identity.database import insert, insert_many
 from identity.errors import Recovering
 from identity.replication.batch import Item
 from identity.replication.chain import EMPTY_HEAD
@@ -111,8 +111,25 @@ def lock_origins(tx: sa.Connection) -> None:
 
 
 def append(tx: sa.Connection, keys: StorageKeys, entries: Sequence[Logged]) -> None:
-    if entries:
-        tx.execute(statements.insert(), [_row(keys, entry) for entry in entries])
+    insert_many(
+        tx,
+        "INSERT INTO statements (origin, origin_id, threepid, ts_ms, leaf, signed, lowered)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                entry.origin,
+                entry.origin_id,
+                keys.blind_index(entry.statement.threepid),
+                entry.statement.ts_ms,
+                entry.leaf,
+                keys.seal("statements.signed", entry.signed.encode()),
+                None
+                if (lowered := entry.statement.threepid.lowered) is None
+                else keys.seal("statements.lowered", lowered.encode()),
+            )
+            for entry in entries
+        ],
+    )
 
 
 def append_leaves(tx: sa.Connection, origin: str, items: Sequence[Item]) -> None:
@@ -207,10 +224,14 @@ def put_current(
         tx.execute(
             associations.update().where(associations.c.threepid == sa.bindparam("blind")), changed
         )
-    if not added:
-        return True
-    result = tx.execute(insert(tx, associations).on_conflict_do_nothing(), added)
-    return result.rowcount == len(added)
+    written = insert_many(
+        tx,
+        "INSERT INTO associations"
+        " (threepid, ts_ms, origin, origin_id, mxid, not_before_ms, not_after_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [tuple(row.values()) for row in added],
+    )
+    return written == len(added)
 
 
 def find_logged(tx: sa.Connection, version: Version) -> Logged | None:

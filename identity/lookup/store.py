@@ -7,7 +7,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from identity.database import Database, insert
+from identity.database import Database, insert_many
 from identity.lookup.models import lookup_index, peppers
 
 # How many values one IN list may hold: well below the limits of both databases.
@@ -88,11 +88,12 @@ def delete_tags_of(tx: sa.Connection, pepper_id: int, limit: int) -> int:
 
 def put_tags(tx: sa.Connection, rows: Sequence[tuple[int, bytes, bytes]]) -> None:
     """`rows`: (pepper id, tag, blind index of the 3PID)."""
-    if rows:
-        tx.execute(
-            insert(tx, lookup_index).on_conflict_do_nothing(),
-            [{"pepper_id": p, "tag": tag, "threepid": threepid} for p, tag, threepid in rows],
-        )
+    insert_many(
+        tx,
+        "INSERT INTO lookup_index (pepper_id, tag, threepid) VALUES (?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        rows,
+    )
 
 
 def delete_tags(tx: sa.Connection, rows: Sequence[tuple[int, bytes]]) -> None:

@@ -1,12 +1,13 @@
 """Statements over the outbox, one a function."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from identity.invites.models import invites
+from identity.database import select_many
 from identity.onbind.models import deliveries
 from identity.onbind.schedule import LONGEST_DELAY_MS
 
@@ -80,19 +81,23 @@ def concerned(tx: sa.Connection, threepids: Sequence[bytes], now_ms: int) -> set
     found: set[bytes] = set()
     for start in range(0, len(threepids), _CHUNK):
         chunk = threepids[start : start + _CHUNK]
-        waiting = sa.select(invites.c.threepid).where(
-            invites.c.threepid.in_(chunk),
-            invites.c.live,
-            invites.c.delivered_at_ms.is_(None),
-            invites.c.revoked_at_ms.is_(None),
-            invites.c.expires_at_ms > now_ms,
-        )
-        told = sa.select(deliveries.c.threepid).where(
-            deliveries.c.threepid.in_(chunk),
-            deliveries.c.next_try_at_ms.is_not(None) | (deliveries.c.outcome == "dead"),
-        )
-        found |= {bytes(row) for row in tx.execute(waiting.union(told)).scalars()}
+        rows = select_many(tx, _concerned(len(chunk)), (*chunk, now_ms, *chunk))
+        found |= {bytes(threepid) for (threepid,) in rows}
     return found
+
+
+@functools.cache
+def _concerned(count: int) -> str:
+    # Only question marks are put in.
+    marks = ", ".join("?" * count)
+    return f"""
+        SELECT threepid FROM invites
+        WHERE threepid IN ({marks}) AND live AND delivered_at_ms IS NULL
+          AND revoked_at_ms IS NULL AND expires_at_ms > ?
+        UNION
+        SELECT threepid FROM deliveries
+        WHERE threepid IN ({marks}) AND (next_try_at_ms IS NOT NULL OR outcome = 'dead')
+        """  # noqa: S608
 
 
 def is_any_due(tx: sa.Connection, now_ms: int) -> bool:

@@ -95,6 +95,9 @@ class Sending:
             while following is not None and not is_stopping():
                 cursor = following
                 following = self._step(client, cursor)
+            if following is not None:
+                # We are told to stop; nobody need wait for the end of the lease.
+                self._database.write(lambda tx: cursors.release(tx, peer, self._holder))
         except PeerError as error:
             client.close()
             self._fail(cursor, error.reason)

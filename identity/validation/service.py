@@ -114,7 +114,7 @@ class Validation:
         """Validate the session; again and again with the same result.
 
         Raises: SessionUnknown, SessionExpired, WrongValidationToken (a locked session too),
-        LimitExceeded.
+        LimitExceeded, StorageUnavailable.
         """
         session = self._database.read(lambda tx: self._get(tx, sid, client_secret, caller.user_id))
         if session.threepid.medium is not medium:

@@ -40,9 +40,9 @@ def main() -> None:
             try:
                 first_after.append(bind(sender, f"late{len(first_after)}", lost))
             except Refused as error:
-                assert error.args == (503,), error
+                if error.args != (503,) or time.monotonic() - began_s > WAIT_S:
+                    raise
                 refused += 1
-                assert time.monotonic() - began_s < WAIT_S, "it does not recover"
                 time.sleep(0.1)
         wait_until_equal(servers, WAIT_S)
         count = check_converged(servers, acknowledged + first_after)

@@ -302,7 +302,7 @@ def bad_statements(target: Replica) -> Iterator[Case]:
         items = [{"id": len(bad) + 1, "signed": body}]
         content = {"after": len(bad), "head": None, "statements": items}
         encoded = json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
-        yield Case(f"statement: {name}", encoded)
+        yield Case(f"statement: {name}", encoded, allowed=REFUSED | TAKEN)
 
 
 def bad_questions() -> Iterator[Case]:

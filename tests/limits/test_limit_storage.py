@@ -106,6 +106,18 @@ def test_refund_gives_back_exactly_what_was_spent(storage):
     assert spend_until_refused(storage, other) == 10
 
 
+@pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
+def test_refusal_waits_for_nobody_and_holds_up_nobody(place, storage):
+    charge = HOURLY.charge(bucket(), 1)
+    assert spend_until_refused(storage, charge) == 5
+
+    def refused_meanwhile(tx):
+        tx.execute(limits_table.update().values(expires_at_ms=limits_table.c.expires_at_ms))
+        return not place.open().spend(NOW_MS, [charge]).allowed
+
+    assert place.database().write(refused_meanwhile)
+
+
 def test_spends_with_the_same_buckets_in_any_order_do_not_wait_for_each_other(storage):
     """Two transactions that take two rows in opposite orders would be a deadlock."""
     charges = [Rate(1_000, HOUR_MS).charge(bucket(), 1) for _ in range(4)]
@@ -243,6 +255,16 @@ def test_successes_that_are_refunded_do_not_use_up_a_limit_of_failures(storage, 
         limiter.spend(subject)
     with pytest.raises(LimitExceeded):
         limiter.spend(subject)
+
+
+def test_limit_says_which_permit_was_the_last(storage, clock, keys):
+    limiter = Limiter(with_overrides({}), storage, clock, keys)
+    subject = ("wrong_tokens_account", "@a:x")
+    assert [limiter.uses_up(subject) for _ in range(22)] == [False] * 19 + [True] * 3
+    clock.time_ms += DAY_MS // 10
+    assert [limiter.uses_up(subject) for _ in range(2)] == [False, True]
+    off = Limiter(with_overrides({}), storage, clock, keys, enabled=False)
+    assert not off.uses_up(subject)
 
 
 def test_limit_whose_count_is_changed_goes_on_with_what_was_spent(storage, clock, keys):

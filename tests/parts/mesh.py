@@ -20,8 +20,9 @@ from identity.replication.peer import Peer, Protocol
 from identity.threepid import ThreePid
 
 SETTINGS = {"SERVER__WORKERS": "1", "RATE_LIMITS__ENABLED": "false"}
-# Far more than it takes, as machines that run tests are busy.
-CONVERGES_S = 30
+# Far more than it takes, as machines that run tests are busy. A lease that a crash left behind is
+# waited for, too.
+CONVERGES_S = 90
 
 
 class MeshServer(RunningServer):
@@ -130,6 +131,7 @@ class Mesh:
         return self.made[-1]
 
     def servers(self, *names: str, settings=None) -> list[MeshServer]:
+        """Servers that run, and are peers of each other."""
         made = [self.make(name, settings) for name in names]
         for server in made:
             server.start(wait=False)

@@ -1,14 +1,13 @@
 """Servers that are processes, over sockets: what one states is found on the others (issue 5)."""
 
 import socket
+from dataclasses import replace
 
 import pytest
-from parts.mesh import join, wait_until_equal
+from parts.mesh import wait_until_equal
 from parts.processes import wait_until
-from sqlalchemy import update
 
-from identity.associations.models import statements
-from identity.replication.peer import Peer, Protocol
+from identity.replication.peer import Peer, Protocol, Scope
 
 on_one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
@@ -112,15 +111,14 @@ def test_statement_that_is_refused_stops_nothing(mesh):
     a, b = mesh.make("a.test"), mesh.make("b.test")
     for server in (a, b):
         server.start()
-    a.bind_all(many(100))
-    spoilt = next(row["signed"] for row in a.inside.rows("statements") if row["origin_id"] == 50)
-    spoil = update(statements).where(statements.c.origin_id == 50)
-    a.database.write(lambda tx: tx.execute(spoil.values(signed=spoilt.replace(ALICE, BOB))))
-    join([a, b])
+    a.bind_all({**many(50), "alice@elsewhere.example": ALICE, **many(99)})
+    b.add_peer(replace(a.as_peer, scope=Scope.parse(domains=["example.com"])))
+    a.add_peer(b.as_peer)
     wait_until(lambda: a.acknowledged("b.test") == 100)
-    assert b.found("many48@example.com") == b.found("many50@example.com") == ALICE
-    assert b.found("many49@example.com") is None
-    assert [row["reason"] for row in b.inside.rows("quarantine")] == ["signature"]
+    assert b.found("many49@example.com") == b.found("many50@example.com") == ALICE
+    assert b.found("alice@elsewhere.example") is None
+    (refused,) = b.inside.rows("quarantine")
+    assert (refused["origin_id"], refused["reason"]) == (51, "scope")
     (alarm,) = b.inside.rows("alarms")
     assert (alarm["kind"], alarm["count"]) == ("refused", 1)
 

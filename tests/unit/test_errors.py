@@ -36,8 +36,16 @@ SPECIFIED = {
     "M_UNKNOWN_TOKEN",
     "M_UNRECOGNIZED",
 }
-# Of the client-server API, for what the Identity Service API leaves unnamed.
-BORROWED = {"M_BAD_JSON", "M_LIMIT_EXCEEDED", "M_NOT_JSON", "M_TOO_LARGE"}
+# Of the client-server API and of replication, for what the Identity Service API leaves unnamed.
+BORROWED = {
+    "M_BAD_JSON",
+    "M_CONFLICT",
+    "M_LIMIT_EXCEEDED",
+    "M_NOT_JSON",
+    "M_TOO_LARGE",
+    "M_UNKNOWN_PEER",
+    "M_VERIFICATION_FAILED",
+}
 
 
 def leaves(kind=IdentityError):
