@@ -71,6 +71,7 @@ def add(
             created_at_ms=now_ms,
             tries=0,
             next_try_at_ms=now_ms,
+            leased_until_ms=0,
             outcome=None,
             last_error=None,
         ),

@@ -76,11 +76,13 @@ class Notifications:
         """Call one homeserver for each of its notifications, until one finds it not answering."""
         silent = False
         for delivery in leased:
-            if silent or self._clock.now_ms() > leased_at_ms + LEASE_MS - _CALL_MS:
-                # The rest is left to the end of the lease, or to the next courier.
-                self._put_off(delivery, "homeserver not answering" if silent else "lease over")
-                continue
-            silent = not self._deliver_one(delivery)
+            if silent:
+                self._put_off(delivery, "homeserver not answering")
+            elif self._clock.now_ms() > leased_at_ms + LEASE_MS - _CALL_MS:
+                # It keeps its place, and is left to the next courier.
+                self._put_off(delivery, "lease over", delivery.next_try_at_ms)
+            else:
+                silent = not self._deliver_one(delivery)
 
     def undelivered(self, limit: int = 1_000) -> list[Delivery]:
         """What is on its way and what is dead, oldest first."""
@@ -189,8 +191,8 @@ class Notifications:
         self._database.write(lambda tx: store.postpone(tx, delivery.delivery_id, at_ms, error))
         log.info("onbind_postponed", delivery=delivery.delivery_id, reason=error, delay_ms=delay)
 
-    def _put_off(self, delivery: Delivery, reason: str) -> None:
-        """Not tried: it counts for nothing."""
-        at_ms = self._clock.now_ms() + SECOND_MS
-        self._database.write(lambda tx: store.put_off(tx, delivery.delivery_id, at_ms))
+    def _put_off(self, delivery: Delivery, reason: str, at_ms: int | None = None) -> None:
+        """Not tried: it counts for nothing. Due again in a second, if not `at_ms`."""
+        next_try_at_ms = at_ms or self._clock.now_ms() + SECOND_MS
+        self._database.write(lambda tx: store.put_off(tx, delivery, next_try_at_ms))
         log.debug("onbind_put_off", delivery=delivery.delivery_id, reason=reason)

@@ -27,6 +27,7 @@ class Delivery:
     created_at_ms: int
     tries: int
     next_try_at_ms: int | None
+    leased_until_ms: int
     outcome: str | None
     last_error: str | None
 
@@ -42,7 +43,7 @@ def insert_delivery(tx: sa.Connection, delivery: Delivery) -> None:
             created_at_ms=delivery.created_at_ms,
             tries=0,
             next_try_at_ms=delivery.next_try_at_ms,
-            leased_until_ms=0,
+            leased_until_ms=delivery.leased_until_ms,
         )
     )
 
@@ -107,11 +108,15 @@ def is_any_due(tx: sa.Connection, now_ms: int) -> bool:
 
 
 def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) -> list[Delivery]:
-    """Take up to `limit` deliveries that are due and that nobody else holds."""
+    """Take up to `limit` deliveries that are due and that nobody else holds.
+
+    In this order: what was tried least, so that homeservers that do not answer hold up nobody
+    else; then what has been due for longest.
+    """
     due = (
         sa.select(deliveries.c.delivery_id)
         .where(*_is_due(now_ms))
-        .order_by(deliveries.c.next_try_at_ms)
+        .order_by(deliveries.c.tries, deliveries.c.next_try_at_ms)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -121,7 +126,7 @@ def lease_due(tx: sa.Connection, now_ms: int, leased_until_ms: int, limit: int) 
         .values(leased_until_ms=leased_until_ms)
         .returning(deliveries)
     )
-    return [_delivery(row) for row in leased]
+    return sorted(map(_delivery, leased), key=lambda each: (each.tries, each.next_try_at_ms))
 
 
 def is_open(tx: sa.Connection, delivery_id: str) -> bool:
@@ -164,11 +169,15 @@ def postpone(tx: sa.Connection, delivery_id: str, next_try_at_ms: int, error: st
     )
 
 
-def put_off(tx: sa.Connection, delivery_id: str, next_try_at_ms: int) -> None:
-    """Release the lease without counting a try."""
+def put_off(tx: sa.Connection, delivery: Delivery, next_try_at_ms: int) -> None:
+    """Release the lease, unless it is over and another's, without counting a try."""
     tx.execute(
         deliveries.update()
-        .where(deliveries.c.delivery_id == delivery_id, deliveries.c.next_try_at_ms.is_not(None))
+        .where(
+            deliveries.c.delivery_id == delivery.delivery_id,
+            deliveries.c.next_try_at_ms.is_not(None),
+            deliveries.c.leased_until_ms == delivery.leased_until_ms,
+        )
         .values(next_try_at_ms=next_try_at_ms, leased_until_ms=0)
     )
 
@@ -228,6 +237,7 @@ def _delivery(row: Any) -> Delivery:
         created_at_ms=row.created_at_ms,
         tries=row.tries,
         next_try_at_ms=row.next_try_at_ms,
+        leased_until_ms=row.leased_until_ms,
         outcome=row.outcome,
         last_error=row.last_error,
     )

@@ -3,6 +3,8 @@
 - A request must have arrived whole within 10 s of its first byte, however it drips in, and
   each part of an answer must be taken within 10 s; else the connection is closed.
 - Nothing waits for a client outside of a request: the thread that would serves all of them.
+- A client whose next request follows at once keeps its thread, while no other waits for one: to
+  hand the connection back and get it again costs as much as to answer a lookup.
 - A request that is no HTTP is answered in JSON like any other, and what it says is not logged:
   the line at fault may hold a token.
 - With TLS, the handshake is part of the arrival, and a connection is for one request.
@@ -13,6 +15,7 @@ Source: security.md, decision 11 and threat 37.
 import errno
 import json
 import secrets
+import select
 import socket
 import ssl
 import time
@@ -27,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 ARRIVAL_SECONDS: Final = 10.0
 DEPARTURE_SECONDS: Final = 10.0
+NOTIFY_SECONDS: Final = 1.0
+LINGER_MS: Final = 1
 
 _TOO_LONG: Final = {
     LimitRequestLine: (414, "URI Too Long"),
@@ -35,16 +40,36 @@ _TOO_LONG: Final = {
 
 
 class Worker(ThreadWorker):
+    _notified_at = 0.0
+
+    def notify(self) -> None:
+        """Tell the arbiter that this worker is alive. It has half a minute for that; gunicorn would
+        do so twice in each request."""
+        now = time.monotonic()
+        if now - self._notified_at >= NOTIFY_SECONDS:
+            self._notified_at = now
+            super().notify()
+
     def handle(self, conn: TConn) -> bool:
-        """One request of a connection, in a thread of the pool; whether to keep the connection."""
+        """Requests of a connection, in a thread of the pool; whether to keep the connection."""
         if not isinstance(conn.sock, ClientSocket):
             # With TLS the connection itself wraps it, and begins the handshake.
             conn.sock = ClientSocket(fileno=conn.sock.detach())
         conn.sock.begin_request()
         try:
-            return super().handle(conn)
+            keep = super().handle(conn)
+            # What is neither True nor False is a connection that has not asked for anything yet.
+            while keep is True and self._is_idle() and conn.sock.asks_again():
+                conn.sock.begin_request()
+                keep = super().handle(conn)
+            return keep
         finally:
             conn.sock.end_request()
+
+    def _is_idle(self) -> bool:
+        """Whether no other connection waits for a thread, and nobody for our end."""
+        waiting = self.tpool._work_queue  # noqa: SLF001 - there is no other way to ask
+        return self.alive and waiting.empty()
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request of the application."""
@@ -70,6 +95,12 @@ class ClientSocket(socket.socket):
 
     # When the request must have arrived; None until its first byte is waited for.
     _ends_at: float | None = 0.0
+
+    def asks_again(self) -> bool:
+        """Whether more arrives, or the end does, within LINGER_MS."""
+        arrival = select.poll()
+        arrival.register(self, select.POLLIN)
+        return bool(arrival.poll(LINGER_MS))
 
     def begin_request(self) -> None:
         self._ends_at = None

@@ -19,7 +19,7 @@ import structlog
 
 from identity.clock import Clock
 from identity.database import Database, Transaction
-from identity.errors import Recovering
+from identity.errors import Recovering, StorageUnavailable
 from identity.replication import cursors
 from identity.replication.batch import Answer, Batch, Restored, acknowledge, cut
 from identity.replication.chain import EMPTY_HEAD, next_head
@@ -101,6 +101,12 @@ class Sending:
         except PeerError as error:
             client.close()
             self._fail(cursor, error.reason)
+        except StorageUnavailable:
+            raise
+        except Exception:
+            # A fault of ours: it is told once a try, and not five times a second.
+            self._fail(cursor, "failed here")
+            raise
 
     def suspend_silent(self) -> None:
         """Peers that have been silent for 90 days count for nothing until they come back."""

@@ -222,7 +222,8 @@ def put_refused(
                     "reason": refusal.reason,
                     "item": item.signed if with_text else None,
                     "received_at_ms": now_ms,
-                    "due_at_ms": refusal.due_at_ms,
+                    # Of a mere leaf nothing can be judged again.
+                    "due_at_ms": refusal.due_at_ms if with_text else None,
                 }
                 for item, refusal in refused
             ],
@@ -268,9 +269,10 @@ def refused_after(
 
 
 def find_due(tx: Transaction, now_ms: int, limit: int) -> list[Quarantined]:
-    """Statements from the future that are so no more; asked often."""
+    """Statements of peers, from the future, that are so no more; asked often."""
     query = (
         sa.select(quarantine)
+        .join_from(quarantine, peers, peers.c.name == quarantine.c.origin)
         .where(quarantine.c.due_at_ms <= now_ms)
         .order_by(quarantine.c.due_at_ms)
         .limit(limit)

@@ -763,6 +763,22 @@ def test_delivery_is_tried_again_although_the_clock_was_set_back(server, clock, 
     assert outcomes(server) == {"delivered": 2}
 
 
+@pytest.mark.requirement("ONB-12")
+def test_delivery_that_was_never_tried_goes_before_those_that_failed(server, clock, homeserver):
+    """However many homeservers do not answer, and are tried again and again."""
+    homeserver.onbind = Reply(503)
+    for number in range(5):
+        bind_anyone(server, f"{number}@example.com", f"@failed{number}:hs.test")
+    deliver(server)
+    clock.advance(minutes=1)
+    for number in range(5):
+        bind_anyone(server, f"new{number}@example.com", f"@new{number}:b{number}.hs.test")
+        clock.advance(ms=1)
+    leased = server.services.notifications.lease_due(6)
+    assert list(leased) == [*(f"b{number}.hs.test" for number in range(5)), "hs.test"]
+    assert [len(deliveries) for deliveries in leased.values()] == [1] * 6
+
+
 @sqlite_only
 def test_call_that_could_outlast_its_lease_is_not_begun(server, clock, homeserver):
     for number in range(3):
@@ -779,10 +795,23 @@ def test_call_that_could_outlast_its_lease_is_not_begun(server, clock, homeserve
     notifications.deliver(leased, leased_at_ms)
     assert len(told(homeserver)) == 1
     homeserver.onbind = Reply()
-    clock.advance(seconds=1)
-    deliver(server)
+    deliver(server)  # they have kept their place
     assert outcomes(server) == {"delivered": 3}
     assert {row["tries"] for row in server.rows("deliveries")} == {1}
+
+
+@sqlite_only
+@pytest.mark.requirement("ONB-08")
+def test_lease_that_is_over_and_that_another_has_taken_is_not_released(server, clock):
+    """A courier that was held up for long finds its work in other hands, and leaves it there."""
+    bind_anyone(server, BOB, BOB_ID)
+    notifications = server.services.notifications
+    (leased,) = notifications.lease_due(10).values()
+    leased_at_ms = clock.now_ms()
+    clock.advance(ms=LEASE_MS)
+    assert notifications.lease_due(10)
+    notifications.deliver(leased, leased_at_ms)
+    assert notifications.lease_due(10) == {}
 
 
 @sqlite_only

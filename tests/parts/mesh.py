@@ -98,6 +98,8 @@ class MeshServer(RunningServer):
     def copy_database(self) -> dict[str, bytes]:
         """Its SQLite files, as a backup of a server that does not run."""
         assert not self.is_running
+        # Whoever closes one of the files ends all locks that this process has on it.
+        self.forget_inside()
         folder = self.folder / "data"
         return {path.name: path.read_bytes() for path in folder.glob("identity.db*")}
 

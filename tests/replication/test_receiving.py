@@ -324,6 +324,20 @@ def test_dropped_statement_is_taken_when_it_comes_again(server, peer, now_ms):
 # --- who wins -----------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("LOOK-12")
+def test_binding_of_a_peer_is_looked_up_by_our_pepper_and_the_newest_counts(server, peer, clock):
+    peer.state("alice@example.com", "@alice:hs.test", clock.now_ms())
+    peer.push(server)
+    assert bound(server) == server.found("alice@example.com") == "@alice:hs.test"
+    peer.state("alice@example.com", "@older:hs.test", clock.now_ms() - 1)
+    peer.push(server)
+    assert bound(server) == "@alice:hs.test"
+    peer.state("alice@example.com", "@newer:hs.test", clock.now_ms() + 1)
+    peer.push(server)
+    clock.advance(ms=1)
+    assert bound(server) == "@newer:hs.test"
+
+
 def test_older_statement_of_a_peer_has_no_effect(server, peer, clock):
     server.bind_directly("alice@example.com", "@alice:hs.test")
     peer.state("alice@example.com", "@eve:hs.test", clock.now_ms() - 1)
@@ -480,6 +494,16 @@ def test_quarantine_does_not_keep_what_a_peer_says_without_end(server, peer, now
 
 
 # --- invitations --------------------------------------------------------------------------
+
+
+def test_statement_from_the_future_of_which_nothing_was_kept_is_not_due(
+    server, peer, clock, monkeypatch
+):
+    monkeypatch.setattr(receiving, "MAX_KEPT_TEXTS", 0)
+    peer.state("alice@example.com", "@alice:hs.test", clock.now_ms() + 2 * MAX_AHEAD_MS)
+    peer.push(server)
+    clock.advance(ms=3 * MAX_AHEAD_MS)
+    assert server.services.receiver.take_due() == 0
 
 
 def test_binding_from_a_peer_tells_no_homeserver(server, peer, now_ms):

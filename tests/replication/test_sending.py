@@ -16,6 +16,7 @@ from identity.replication.chain import EMPTY_HEAD
 from identity.replication.client import COMPRESSED_FROM_BYTES, PeerError
 from identity.replication.cursors import LEASE_MS
 from identity.replication.schedule import LONGEST_MS, LONGEST_SOON_MS, delay_ms
+from identity.sealing import SealBroken
 from identity.signing import is_signature
 from identity.strict_json import encode_canonical
 
@@ -230,6 +231,18 @@ class TestFaults:
         assert b.server.found("bob@example.com") == "@bob:hs.test"
         assert a.cursor("b.test")["acknowledged_id"] == 2
         assert [row["reason"] for row in b.server.rows("quarantine")] == ["signature"]
+
+    @on_one_database
+    def test_fault_of_ours_is_put_off_like_any_other(self, pair):
+        a, b = pair
+        a.bind("alice@example.com", ALICE)
+        break_seal = "UPDATE statements SET signed = x'00'"
+        a.database.write(lambda tx: tx.exec_driver_sql(break_seal))
+        with pytest.raises(SealBroken):
+            a.send()
+        assert a.cursor("b.test")["last_error"] == "failed here"
+        assert a.courier.sending.due() == []
+        assert b.network.asked == []
 
     def spoil(self, node, origin_id):
         from identity.associations.models import statements  # noqa: PLC0415

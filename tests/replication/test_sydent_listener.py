@@ -8,13 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from parts.processes import free_port, identity, wait_until
+from parts.processes import RunningServer, free_port, identity, wait_until
 from parts.sydent import Certificates, FakeListener, Sydent
 
 from identity.replication import store
 from identity.replication.sydent.wire import PATH
-
-pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"])
 
 DEADLINE_S = 30
 
@@ -28,6 +26,20 @@ def certificates(tmp_path):
 @pytest.fixture
 def sydent():
     return Sydent()
+
+
+@pytest.fixture
+def make_running(tmp_path):
+    """Makes servers, not yet started, on SQLite: what is tried here comes before any database."""
+    made = []
+
+    def make(settings):
+        made.append(RunningServer(tmp_path / f"running{len(made)}", settings))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
 
 
 @pytest.fixture
@@ -125,9 +137,9 @@ def test_certificate_of_another_authority_is_refused(server, certificates, tmp_p
 def test_old_tls_is_refused(server, certificates):
     context = certificates.client_context(certificates.issue("sydent.test"))
     context.set_ciphers("DEFAULT@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version = ssl.TLSVersion.TLSv1
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     handshake_fails(server, context)
 

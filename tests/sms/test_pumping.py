@@ -1,7 +1,8 @@
 """E22: messages that nobody reads, asked for in great numbers, through the API."""
 
 import pytest
-from parts.phones import code_in
+from parts.invitations import invite
+from parts.phones import code_in, request_code
 from parts.pumping import CAP, SETTINGS, Server, pump
 from parts.validation import sqlite_only
 
@@ -61,3 +62,10 @@ def test_cap_alone_stops_a_fraudster(make_server):
     server = make_server({**SETTINGS, "RATE_LIMITS__ENABLED": "false", "SMS__SPEND_PER_DAY": "2"})
     outcome = pump(over_api(server), REQUESTS)
     assert outcome.messages == 40 < CAP
+
+
+def test_invitation_is_counted_as_a_message_and_not_as_a_code(server, alice):
+    assert invite(alice, "447400120001", medium="msisdn").status_code == 200
+    assert request_code(alice, "+447400120002").status_code == 200
+    (country,) = [row for row in server.rows("sms_traffic") if row["scope"] == "GB others"]
+    assert (country["admitted"], country["sent"]) == (2, 1)

@@ -241,23 +241,10 @@ def a_backlog_goes_there(stage: Stage) -> None:
 
 def a_backlog_comes_from_there(stage: Stage) -> None:
     server, sydent = stage.server, stage.sydent
-    now_ms = int(time.time() * 1_000)
     with stage.step(f"{BACKLOG} are bound there while our server is away"):
         server.kill()
         sydent.kill()
-        with sydent.rows() as rows:
-            rows.executemany(
-                "INSERT INTO local_threepid_associations "
-                "(medium, address, mxid, ts, notBefore, notAfter) VALUES ('email', ?, ?, ?, ?, ?)",
-                [
-                    (
-                        f"theirs{number}@example.org",
-                        f"@u{number}:127.0.0.1:9",
-                        *(now_ms, now_ms, now_ms + 3_153_600_000_000),
-                    )
-                    for number in range(BACKLOG)
-                ],
-            )
+        sydent.fill({f"theirs{n}@example.org": f"@u{n}:127.0.0.1:9" for n in range(BACKLOG)})
         sydent.start()
     with stage.step("we get them all, though our server is killed on the way"):
         server.start()

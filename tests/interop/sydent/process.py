@@ -5,11 +5,13 @@ MXIDs that are bound are nowhere.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from parts.processes import free_port, wait_until
 from parts.sydent import Certificates
 from unpaddedbase64 import encode_base64
 
+from identity.associations.statement import Statement
+from identity.mxid import UserId
 from identity.signing import SigningKey
+from identity.threepid import ThreePid
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements.txt"
@@ -149,6 +154,28 @@ class Sydent:
 
     def bind(self, address: str, mxid: str, medium: str = "email") -> dict[str, Any]:
         return self._internal("bind", medium, address, mxid)
+
+    def fill(self, bound: dict[str, str]) -> None:
+        """Bind many at once, into the database of one that does not run: 50 a second else."""
+        now_ms = int(time.time() * 1_000)
+        with self.rows() as rows:
+            for address, mxid in bound.items():
+                made = Statement.make(ThreePid.email(address), UserId.parse(mxid), now_ms, None)
+                said = made.to_json()
+                times = (said["ts"], said["not_before"], said["not_after"])
+                stated = ("email", address, mxid, *times)
+                origin_id = rows.execute(
+                    "INSERT INTO local_threepid_associations "
+                    "(medium, address, mxid, ts, notBefore, notAfter) VALUES (?, ?, ?, ?, ?, ?)",
+                    stated,
+                ).lastrowid
+                signed = json.dumps(self.key.sign(said, self.name))
+                rows.execute(
+                    "INSERT INTO global_threepid_associations (medium, address, mxid, ts, "
+                    "notBefore, notAfter, originServer, originId, sgAssoc) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*stated, self.name, origin_id, signed),
+                )
 
     def unbind(self, address: str, mxid: str, medium: str = "email") -> None:
         self._internal("unbind", medium, address, mxid)
