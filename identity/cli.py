@@ -463,9 +463,9 @@ def peers_status(as_json: bool) -> None:
         for report in reports:
             click.echo(json.dumps(_report_line(report)))
         return
-    console = Console(highlight=False)
     # What is piped somewhere is not folded to the width of a terminal.
-    console.print(_peers_table(reports), width=None if console.is_terminal else _PIPED_WIDTH)
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(highlight=False, width=width).print(_peers_table(reports))
 
 
 @peers.command("retry")

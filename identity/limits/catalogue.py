@@ -128,6 +128,14 @@ CATALOGUE: Final[Mapping[str, Limit]] = MappingProxyType(
             per="homeserver of the account",
             protects="tokens and codes from one who owns many accounts",
         ),
+        "wrong_tokens_ip": Limit(
+            "300/h",
+            per="IPv4 address or IPv6 /64",
+            protects="tokens and codes, where submitting them needs no account",
+        ),
+        "wrong_tokens_ip_wide": Limit(
+            "900/h", per="IPv6 /48", protects="the same from one who owns many /64 networks"
+        ),
         "signed_request_ip": Limit(
             "3000/h",
             per="IPv4 address or IPv6 /64",

@@ -24,6 +24,7 @@ from identity.errors import (
     WrongValidationToken,
 )
 from identity.limits.service import Limiter
+from identity.limits.subjects import ip_subjects
 from identity.messaging.channel import Channels, Verification
 from identity.mxid import UserId
 from identity.threepid import Medium, ThreePid
@@ -123,7 +124,7 @@ class Validation:
         session.check_live(now_ms, self._lifetime_ms)
         session.check_attempts(self._max_attempts)
         # Paid in advance and given back: any number of guesses at once stays in the limit.
-        guesses = [] if caller.user_id is None else _guess_subjects(caller.user_id)
+        guesses = _guess_subjects(caller)
         self._limiter.spend(*guesses)
         # Counted in a transaction of its own, before the comparison, so that it is counted
         # whatever happens next.
@@ -298,8 +299,10 @@ class Validation:
         return self._database.keys.keyed_hash("session token", sid, token)
 
 
-def _guess_subjects(user_id: UserId) -> list[tuple[str, str]]:
-    return [
-        ("wrong_tokens_account", str(user_id)),
-        ("wrong_tokens_homeserver", user_id.server.host),
-    ]
+def _guess_subjects(caller: Caller) -> tuple[tuple[str, str], ...]:
+    if caller.user_id is None:
+        return ip_subjects("wrong_tokens_ip", caller.ip)
+    return (
+        ("wrong_tokens_account", str(caller.user_id)),
+        ("wrong_tokens_homeserver", caller.user_id.server.host),
+    )

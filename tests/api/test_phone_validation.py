@@ -634,6 +634,22 @@ def test_synapse_proves_a_number_over_v1_without_an_access_token(make_server):
     assert (read.json["medium"], read.json["address"]) == ("msisdn", NUMBER)
 
 
+def test_wrong_codes_over_v1_count_for_the_network_that_they_come_from(make_server):
+    server = make_server(limits(wrong_tokens_ip="2/h"))
+    body = {"country": "GB", "phone_number": "07700900001", "client_secret": "s3cret"}
+    made = legacy(server, "/validate/msisdn/requestToken", {**body, "send_attempt": 1})
+    values = {"sid": made.json["sid"], "client_secret": "s3cret"}
+    path, code = "/validate/msisdn/submitToken", code_sent(server)
+    # Right ones cost nothing.
+    for _ in range(3):
+        assert legacy(server, path, {**values, "token": code}).status_code == 200
+    for _ in range(2):
+        bad = legacy(server, path, {**values, "token": wrong(code)})
+        assert refused(bad, 400, "M_TOKEN_INCORRECT")
+    assert refused(legacy(server, path, {**values, "token": code}), 429, "M_LIMIT_EXCEEDED")
+    assert server.rows("validation_sessions")[0]["attempts"] == 2
+
+
 @sqlite_only
 @pytest.mark.requirement("LEG-01", "LEG-02")
 def test_v1_takes_forms_and_refuses_what_v2_refuses(make_server):

@@ -150,7 +150,9 @@ class RunningServer:
 
     def wait_until_ready(self) -> None:
         wait_until(self._is_ready_or_gone)
-        sides = sum(f"{section}__LISTEN" in self.settings for section in ("INTERNAL", "REPLICATION"))
+        sides = sum(
+            f"{section}__LISTEN" in self.settings for section in ("INTERNAL", "REPLICATION")
+        )
         family = 2 + int(self.settings["SERVER__WORKERS"]) + 2 * sides
         wait_until(lambda: len(self.descendants()) >= family)
 
