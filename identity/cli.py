@@ -37,6 +37,7 @@ from identity.replication.peer import (
     parse_url,
 )
 from identity.replication.peers import Report
+from identity.replication.sydent.wire import KEY_ID as SYDENT_KEY_ID
 from identity.services import Services, assemble
 from identity.signing import encode_public_key, parse_public_key
 from identity.sms.report import Status, country_lines, pause_lines, server_line
@@ -203,6 +204,9 @@ def rotate() -> None:
 def revoke(key_id: str) -> None:
     """Declare a signing key invalid, for ever."""
     with _services() as services:
+        protocols = {peer.protocol for peer in services.peers.all()}
+        if key_id == SYDENT_KEY_ID and Protocol.SYDENT in protocols:
+            _fail(f"Sydent peers know this server by {key_id} alone; remove them first")
         services.signing_keys.revoke(key_id)
 
 

@@ -1,7 +1,8 @@
 """The courier: one process for what nobody waits for.
 
 It sends to peers and to homeservers, reports which keys this host holds, purges what has expired,
-and carries on with a pepper that is being indexed. Several couriers may share one database: each piece of work may be done
+and carries on with a pepper that is being indexed. What takes long has a thread of its own, and
+holds up nothing else. Several couriers may share one database: each piece of work may be done
 twice without harm.
 """
 
@@ -34,9 +35,8 @@ from identity.services import Services, assemble
 log = structlog.get_logger(__name__)
 
 _TICK_SECONDS: Final = 0.2
-# Notifications under way at once, and how many are taken from the outbox in one go.
-CALLS: Final = 8
-_LEASED_AT_ONCE: Final = 50
+# Notifications under way at once.
+CALLS: Final = 32
 
 
 @dataclass(slots=True)
@@ -84,12 +84,14 @@ class Courier:
         self.forgetting = Forgetting(
             services.database, our_name, config.retention.revocations, clock
         )
-        self._tasks = [
+        self._prompt = [
             Task("heartbeat", 10 * SECOND_MS, self._report),
-            Task("purge", MINUTE_MS, self.purge),
-            Task("pepper", 10 * SECOND_MS, self._tend_peppers),
             Task("onbind", SECOND_MS // 5, self._deliver),
             Task("quarantine", SECOND_MS, self._take_due),
+        ]
+        self._patient = [
+            Task("purge", MINUTE_MS, self.purge),
+            Task("pepper", 10 * SECOND_MS, self._tend_peppers),
         ]
         # Homeservers are slow, and nothing else may wait for them.
         self._calls = ThreadPoolExecutor(CALLS, thread_name_prefix="onbind")
@@ -97,22 +99,44 @@ class Courier:
 
     def run(self) -> None:
         """Until `stopping` is set."""
-        # Nothing that the tasks do may hold up what peers wait for.
-        replication = threading.Thread(target=self._replicator.run, name="replication")
-        replication.start()
-        while not self.stopping.is_set():
-            self.run_due()
-            self.stopping.wait(_TICK_SECONDS)
+        threads = [
+            threading.Thread(target=self._watch, args=(work,), name=name)
+            for name, work in (
+                ("replication", self._replicator.run),
+                ("patient", lambda: self._repeat_due(self._patient)),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        self._repeat_due(self._prompt)
         # Else the others forget this host when it has been silent for long enough.
         with suppress(StorageUnavailable):
             self._services.signing_keys.leave(self._host_id)
         self._calls.shutdown()
-        replication.join()
+        for thread in threads:
+            thread.join()
 
     def run_due(self) -> None:
-        """Run the tasks that are due now; while the database is away they are due again later."""
+        """Run every task that is due now."""
+        self._run_due([*self._prompt, *self._patient])
+
+    def _watch(self, work: Callable[[], None]) -> None:
+        """Where a thread ends by a fault, the whole courier does, and is started again."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("courier_stops", exc_info=error)
+            self.stopping.set()
+
+    def _repeat_due(self, tasks: list[Task]) -> None:
+        while not self.stopping.is_set():
+            self._run_due(tasks)
+            self.stopping.wait(_TICK_SECONDS)
+
+    def _run_due(self, tasks: list[Task]) -> None:
+        """While the database is away they are due again later."""
         now_ms = self._clock.now_ms()
-        for task in self._tasks:
+        for task in tasks:
             # A clock that was set back must not keep a task waiting for years.
             if task.due_at_ms <= now_ms or task.due_at_ms > now_ms + task.every_ms:
                 task.due_at_ms = now_ms + task.every_ms
@@ -149,13 +173,18 @@ class Courier:
         return total
 
     def _deliver(self) -> None:
-        """Hand what is due to free threads; more than those could work on is left to others."""
-        now_ms = self._clock.now_ms()
-        if not self._free_calls.acquire(blocking=False):
-            return
-        self._free_calls.release()
-        for leased in self._services.notifications.lease_due(_LEASED_AT_ONCE).values():
-            self._free_calls.acquire()
+        """Lease as many as there are free threads, so that nobody waits here, nor they for us."""
+        now_ms, free = self._clock.now_ms(), 0
+        while self._free_calls.acquire(blocking=False):
+            free += 1
+        groups = []
+        try:
+            if free:
+                groups = list(self._services.notifications.lease_due(free).values())
+        finally:
+            for _ in range(free - len(groups)):
+                self._free_calls.release()
+        for leased in groups:
             future = self._calls.submit(self._services.notifications.deliver, leased, now_ms)
             future.add_done_callback(self._delivered)
 

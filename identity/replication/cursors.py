@@ -330,7 +330,8 @@ def own_leaves(tx: Transaction, our_name: str, up_to: int) -> Iterator[tuple[int
 
 def _is_free(holder: str, now_ms: int) -> sa.ColumnElement[bool]:
     until = cursors.c.leased_until_ms
-    return (until <= now_ms) | (until > now_ms + LEASE_MS) | (cursors.c.lease_holder == holder)
+    # Further ahead than the clocks of two hosts may differ, it is that of a clock set back since.
+    return (until <= now_ms) | (until > now_ms + 2 * LEASE_MS) | (cursors.c.lease_holder == holder)
 
 
 def _guarded(tx: Transaction, peer: str, holder: str, **values: Any) -> bool:

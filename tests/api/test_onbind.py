@@ -488,7 +488,7 @@ def test_homeserver_that_fails_does_not_delay_the_others(server, homeserver, res
         with running_courier(server):
             wait_until(lambda: len(told(good)) == len(told(homeserver)) == 3)
             wait_until(lambda: outcomes(server) == {"delivered": 3, "dead": 3, None: 3})
-            assert len(told(hanging)) == 1
+            assert told(hanging)
             hanging.hold.set()
 
 

@@ -31,6 +31,7 @@ from identity.threepid import ThreePid
 WRITERS, HOSTS = 16, 4
 ROLLED_BACK = 0.05
 MAX_THINK_S = 0.05
+MAX_IN_ONE = 8
 RESTART_EVERY_S = 5
 MIN_STATEMENTS = 10_000
 WAIT_S = 120
@@ -109,31 +110,32 @@ def write(host: Server, number: int, ends_at_s: float) -> list[dict[str, Any]]:
     random, committed = Random(number), []
     associations = host.services.associations
     while time.monotonic() < ends_at_s:
-        shared = random.random() < 0.2
-        threepid = ThreePid.email(f"{'s' if shared else number}{random.randrange(500)}@example.org")
         user = UserId.parse(f"@{number}:{NO_HOMESERVER}")
+        # A few in each transaction; some 3PIDs are everybody's.
+        names = {
+            f"{random.choice([number, 'shared'])}.{random.randrange(500)}"
+            for _ in range(random.randint(1, MAX_IN_ONE))
+        }
+        wanted = {ThreePid.email(f"{name}@example.org"): user for name in sorted(names)}
         rolls_back, think_s = random.random() < ROLLED_BACK, random.uniform(0, MAX_THINK_S)
 
-        def work(tx, threepid=threepid, user=user, rolls_back=rolls_back):
-            signed = associations.publish(tx, threepid, user)
+        def work(tx, wanted=wanted, rolls_back=rolls_back):
+            signed = associations.publish_all(tx, wanted)
             if rolls_back:
                 raise RolledBack
             return signed
 
-        # On a machine that is busy enough the database may give up waiting: nothing is stored.
-        with contextlib.suppress(RolledBack, StorageUnavailable):
-            committed.append(host.database.write(work))
-
         def number_naively(tx, rolls_back=rolls_back, think_s=think_s):
             tx.execute(_NAIVE.insert())
-            # As a transaction does that has more to do.
-            time.sleep(think_s / 5)
+            time.sleep(think_s)
             if rolls_back:
                 raise RolledBack
 
+        # On a machine that is busy enough the database may give up waiting: nothing is stored.
+        with contextlib.suppress(RolledBack, StorageUnavailable):
+            committed += host.database.write(work)
         with contextlib.suppress(RolledBack, StorageUnavailable):
             host.database.write(number_naively)
-        time.sleep(think_s)
     return committed
 
 

@@ -288,11 +288,13 @@ class Node:
         self.receive(self.name, batch, now_ms)
 
     def compared(self, peer: str, held_last_id: int) -> None:
-        """How far the peer says it is."""
-        if held_last_id > self.own.last_id:
-            self.disk.must_answer.add(peer)
-        elif self.rules.rewinds:
-            self.disk.cursors[peer] = min(self.disk.cursors[peer], held_last_id)
+        """How far the peer says it is: it, or we, may have been restored."""
+        batch = Batch(self.disk.cursors[peer], (), None)
+        match acknowledge(batch, Answer(taken=False, last_id=held_last_id), self.own.last_id):
+            case Restored():
+                self.disk.must_answer.add(peer)
+            case int(last_id) if self.rules.rewinds:
+                self.disk.cursors[peer] = last_id
 
     # --- faults ---
 

@@ -26,7 +26,8 @@ KEY = SigningKey.from_seed("ed25519:0", bytes(32))
 
 
 def logged(ts_ms, origin="a.test", origin_id=1, mxid=ALICE, threepid=EMAIL):
-    statement = Statement(threepid, mxid, ts_ms, ts_ms, ts_ms + VALIDITY_MS)
+    validity = (None, None) if mxid is None else (ts_ms, ts_ms + VALIDITY_MS)
+    statement = Statement(threepid, mxid, ts_ms, *validity)
     return Logged(origin, origin_id, statement, encode_signed(statement.to_json()))
 
 

@@ -182,6 +182,8 @@ def each_may_end_what_the_other_bound(stage: Stage) -> None:
     with stage.step("a Sydent's binding is unbound here, and it forgets it"):
         sydent.bind("eva@example.org", "@eva:127.0.0.1:9")
         server.wait_for("eva@example.org", "@eva:127.0.0.1:9")
+        # What it bound last it would state again.
+        sydent.bind("erna@example.org", "@erna:127.0.0.1:9")
         expect(server.unbind("eva@example.org", "@eva:127.0.0.1:9"), True)
         wait_until(lambda: sydent.found("eva@example.org") is None, SOON_S)
     with stage.step("an address that both have bound goes to who was later, on both"):
@@ -273,6 +275,8 @@ def a_sydent_is_taken_over(stage: Stage) -> None:
     sydent, second = stage.sydent, stage.second
     sydent.bind("ida@example.org", "@ida:127.0.0.1:9")
     sydent.bind("+447700900789", "@ida:127.0.0.1:9", "msisdn")
+    sydent.bind("olga@example.org", "@olga:127.0.0.1:9")
+    sydent.unbind("olga@example.org", "@olga:127.0.0.1:9")
     sydent.bind("jan@example.org", "@jan:127.0.0.1:9")
     stage.server.wait_for("jan@example.org", "@jan:127.0.0.1:9")
     wait_until(lambda: sydent.sent_to(second.name) == sydent.last_id(), BACKLOG_S)
@@ -310,7 +314,8 @@ def a_sydent_is_taken_over(stage: Stage) -> None:
         ):
             expect(new.found(address), mxid, address)
         expect(mxid_at(new, "447700900789", "msisdn"), "@ida:127.0.0.1:9")
-    with stage.step("what was unbound is not"):
+    with stage.step("what was unbound, there or by a peer, is not"):
+        expect(new.found("olga@example.org"), None)
         expect(new.found("eva@example.org"), None)
     its_former_peers_go_on(stage, new)
 
