@@ -19,6 +19,7 @@ Source: decision 6; docs/replication.md, "state" and "pull".
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -55,6 +56,9 @@ log = structlog.get_logger(__name__)
 _ASKED_AT_ONCE: Final = 64
 # How often a peer that we wait for is asked.
 _ASK_EVERY_MS: Final = 5 * SECOND_MS
+# Where a server was restored it may have skipped a million ids. More would be a peer that uses them
+# up: behind 2^53-1 there are none.
+_MAX_GAP: Final = 10_000_000
 
 
 class Recovery:
@@ -169,7 +173,12 @@ class Recovery:
             batch = _pull(client, last_id)
             # Nobody can tell whether forgotten ones were ours; of the others we can.
             lost = self._find_lost(batch.items)
-            if not lost or len(lost) < sum(item.signed is not None for item in batch.items):
+            ids = [last_id, *(item.origin_id for item in batch.items)]
+            if (
+                not lost
+                or len(lost) < sum(item.signed is not None for item in batch.items)
+                or any(following - one > _MAX_GAP for one, following in pairwise(ids))
+            ):
                 raise PeerError("claims more than it shows")
             self._database.write(lambda tx: self._wait_for(tx, peer))
             judged = {origin_id: entry.statement for origin_id, entry in lost.items()}

@@ -22,7 +22,7 @@ from identity.replication.peer import MAX_AHEAD_MS, Peer, Protocol, parse_name, 
 from identity.replication.sydent.wire import KEY_ID, has_shape
 from identity.signing import PUBLIC_KEY_BYTES, SigningKey, is_signed_by, parse_public_key
 from identity.strict_json import MAX_INTEGER, decode
-from identity.sydent_import.source import KnownPeer, Stated, StoredInvite
+from identity.sydent_import.rows import KnownPeer, Stated, StoredInvite
 from identity.threepid import ThreePid
 
 MAX_URL_CHARACTERS: Final = 2_048

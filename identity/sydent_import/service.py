@@ -36,7 +36,8 @@ from identity.replication.peer import Peer
 from identity.signing import SigningKey
 from identity.sydent_import import conversion, store
 from identity.sydent_import.conversion import LeftOut, Own
-from identity.sydent_import.source import Source, Stated, SydentConfig, open_source
+from identity.sydent_import.rows import Stated
+from identity.sydent_import.source import Source, SydentConfig, open_source
 from identity.terms import store as terms_store
 
 _BATCH: Final = 1_000

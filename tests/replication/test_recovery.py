@@ -10,6 +10,7 @@ from identity.associations.statement import encode_signed
 from identity.replication import cursors, store
 from identity.replication.batch import Batch, Item
 from identity.signing import SigningKey
+from identity.strict_json import MAX_INTEGER
 
 # Backups are copies of the file.
 pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"])
@@ -247,6 +248,22 @@ class TestLies:
         assert not is_recovering(a)
         assert bind_by_api(a).status_code == 200
         assert a.digests()["a.test"].last_id == 2
+
+    def test_peer_that_would_use_up_our_ids_is_not_believed(self, pair):
+        """It holds a statement that we lost, and says that its id is the last there is."""
+        a, b = pair
+        a.bind("alice@example.com", ALICE)
+        a.send()
+        a.back_up()
+        a.bind("bob@example.com", BOB)
+        (lost,) = [row for row in a.server.rows("statements") if row["origin_id"] == 2]
+        a.restore()
+        item = {"id": MAX_INTEGER, "signed": json.loads(lost["signed"])}
+        pulled = {"after": 1, "head": None, "statements": [item]}
+        b.network.lie({"state": {"last_id": MAX_INTEGER}, "pull": pulled})
+        a.courier.recovery.look_around()
+        a.recover()
+        assert a.digests()["a.test"].last_id == 1
 
     def test_statement_that_is_not_signed_by_us_is_not_taken(self, pair):
         a, b = pair

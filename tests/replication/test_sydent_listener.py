@@ -267,3 +267,15 @@ def test_courier_pushes_to_a_sydent(server, certificates, sydent):
         )
         assert done.returncode == 0, done.stderr
         wait_until(lambda: listener.taken() == ["1"])
+
+
+def test_first_key_cannot_be_revoked_while_there_is_a_sydent(server):
+    def keys(*arguments):
+        return identity("keys", *arguments, folder=server.folder, settings=server.settings)
+
+    assert keys("rotate").returncode == 0
+    wait_until(lambda: server.inside.services.signing_keys.get_active().key_id == "ed25519:1")
+    refused = keys("revoke", "ed25519:0")
+    assert (refused.returncode, "remove them first" in refused.stderr) == (1, True)
+    server.inside.database.write(lambda tx: store.delete_peer(tx, "sydent.test"))
+    assert keys("revoke", "ed25519:0").returncode == 0
