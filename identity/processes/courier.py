@@ -257,6 +257,11 @@ def run_courier(source: ConfigSource, host_id: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: courier.stopping.set())
     try:
+        if config.metrics.listen is not None:
+            # Only who is scraped need load it.
+            from identity.processes.metrics import serve_metrics  # noqa: PLC0415
+
+            serve_metrics(config.metrics.listen, services.peers)
         courier.run()
     finally:
         services.close()
