@@ -5,6 +5,7 @@ it has loaded; connections to databases are opened by each worker for itself. A 
 new one before the old workers go.
 """
 
+import gc
 import logging
 import signal
 import ssl
@@ -99,9 +100,14 @@ class WebServer(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return load_app(self._source.load(), self._site)
+        app = load_app(self._source.load(), self._site)
+        # What is loaded stays: no collection need walk it again, and the workers go on sharing it.
+        gc.collect()
+        gc.freeze()
+        return app
 
     def reload(self) -> None:
+        gc.unfreeze()
         self.callable = None
         super().reload()
 
