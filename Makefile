@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Much of what tests do is to wait for processes and time-outs, so two share a core.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
 .PHONY: run test check conformance experiments test-jssdk test-sydent test-synapse format lint types lock clean
 
@@ -9,7 +11,7 @@ run: $(VENV)
 	$(BIN)/identity serve
 
 test: $(VENV)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 check: lint types test
 

@@ -232,6 +232,8 @@ def _be_child(child: Child, parent: int) -> None:
     """What the forked process does; it never returns."""
     status = 1
     try:
+        # Ctrl-C is for the supervisor: gunicorn would drop what is in flight.
+        os.setpgid(0, 0)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         # A reload waits until the child can do it; by default the signal would kill.

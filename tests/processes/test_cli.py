@@ -29,6 +29,7 @@ from identity.cli import main
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"])
 
 ALICE = "@alice:hs.test"
+PINNED = "ed25519:0=VcuUO/rA1c8DqInt362kfeKnSEeu6HFHgO6cRn7Pbic"
 # One way to call each command that opens the database.
 OPENING = {
     "db upgrade": [],
@@ -47,6 +48,17 @@ OPENING = {
     "deliveries list": [],
     "deliveries retry": ["delivery"],
     "pepper rotate": [],
+    "peers add": ["peer.test", "--url", "https://peer.test", "--key", PINNED, "--no-check"],
+    "peers list": [],
+    "peers status": [],
+    "peers remove": ["peer.test"],
+    "peers retry": ["peer.test"],
+    "peers confirm": ["peer.test"],
+    "peers key add": ["peer.test", PINNED],
+    "peers key remove": ["peer.test", "ed25519:0"],
+    "sms status": [],
+    "sms pause": ["44"],
+    "sms resume": ["44"],
 }
 every_opening_command = pytest.mark.parametrize("command", OPENING)
 
@@ -119,7 +131,8 @@ def leaves(group: click.Group, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_command_is_looked_at_here():
-    assert set(leaves(main)) == {*OPENING, "serve", "check"}
+    # What an import refuses is looked at in tests/replication.
+    assert set(leaves(main)) == {*OPENING, "serve", "check", "import-sydent"}
 
 
 # --- what they do ---------------------------------------------------------------------
