@@ -23,12 +23,16 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from identity.federation.resolver import Resolver
-from identity.federation.transport import CallError, ConnectError, Deadline
+from identity.federation.transport import (
+    MAX_OVERHEAD_BYTES,
+    CallError,
+    ConnectError,
+    Deadline,
+    read_body,
+)
 
 # Not that of homeservers: a server that the operator keeps is near, or away.
 CONNECT_TIMEOUT_S: Final = 3.0
-# Status line, headers and the framing of chunks, on top of the body.
-MAX_OVERHEAD_BYTES: Final = 16 * 1024
 _USER_AGENT: Final = "matrix-identity"
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -102,7 +106,7 @@ class Endpoint:
                 connection.putheader("Content-Length", str(len(body)))
                 connection.endheaders(body)
                 with connection.getresponse() as answer:
-                    read = _read_body(answer, max_body_bytes) if max_body_bytes else b""
+                    read = read_body(answer, max_body_bytes) if max_body_bytes else b""
                     if max_body_bytes and not answer.will_close:
                         unless_kept.pop_all()
                     return Answer(answer.status, answer.headers, read)
@@ -197,17 +201,3 @@ class _Stream(io.RawIOBase):
 
     def hang_up(self) -> None:
         self._socket.close()
-
-
-def _read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    if answer.getheader("Content-Encoding", "identity").strip().lower() != "identity":
-        raise CallError("content encoding not asked for")
-    body = bytearray()
-    # A chunked answer may be read in pieces, hence the loop.
-    while len(body) <= max_bytes and (piece := answer.read(max_bytes + 1 - len(body))):
-        body += piece
-    if len(body) > max_bytes:
-        raise CallError("answer too large")
-    if answer.length:
-        raise CallError("answer cut short")
-    return bytes(body)

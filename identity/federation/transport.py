@@ -163,7 +163,7 @@ class Transport:
                 connection.endheaders(json)
                 with connection.getresponse() as answer:
                     wanted = max_body_bytes > 0 and answer.status == 200
-                    body = _read_body(answer, max_body_bytes) if wanted else b""
+                    body = read_body(answer, max_body_bytes) if wanted else b""
                     return Response(answer.status, answer.headers, body)
             except TimeoutError as error:
                 raise CallError("timed out", timed_out=True) from error
@@ -258,7 +258,8 @@ def tls_context(settings: Federation) -> ssl.SSLContext:
     return context
 
 
-def _read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    """All of it. Raises: CallError for more than `max_bytes`, for less than was announced."""
     if answer.getheader("Content-Encoding", "identity").strip().lower() != "identity":
         raise CallError("content encoding not asked for")
     body = bytearray()
