@@ -11,7 +11,7 @@ run: $(VENV)
 	$(BIN)/identity serve
 
 test: $(VENV)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: lint types test
 
