@@ -78,7 +78,7 @@ class Key(NamedTuple):
 
 @dataclass
 class Log:
-    """One origin's statements, as one server holds them. Leaf alone: refused, for now."""
+    """One origin's statements, as one server holds them. Leaf alone: it was refused."""
 
     last_id: int = 0
     head: bytes = EMPTY_HEAD
